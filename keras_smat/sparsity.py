@@ -1,0 +1,149 @@
+import keras
+from keras import ops
+
+from keras_smat.layers.checks import check_choice
+from keras_smat.layers.checks import check_positive
+
+CONSTRAINTS = ("measured", "expected")
+
+
+@keras.saving.register_keras_serializable("keras_smat")
+class SparsityController(keras.layers.Layer):
+    """Dual ascent that holds every expert at a target share of zeros.
+
+    Adds to the loss `sum_m w_m (lambda_m + gain * gap_m) (E[L0]_m - (1 -
+    tau))`, where `gap_m = tau - sparsity_m`. Once per optimizer step the
+    multipliers move by projected ascent, `lambda_m <- max(0, lambda_m + lr *
+    a_m * gap_m)`, and are reset to 0 where the constraint is satisfied.
+
+    The proportional term slows the masks down as they approach the target and
+    brings them back when task gradients carry them past it: without it they
+    drift, since a mask entry at 0 gets no task gradient.
+
+    Args:
+        num_experts: int. M.
+        target_sparsity: float in (0, 1), tau: the share of zeros per expert.
+        learning_rate: float, of the multipliers. Defaults to `2e-3`.
+        gain: float, of the proportional term; 0 is the released behaviour.
+            Defaults to `0.0`.
+        constraint: `"measured"`: the share of exact zeros of the masks in
+            use; `"expected"`: 1 - E[L0]. Defaults to `"measured"`.
+        weight_by_score: bool. Whether the penalty of an expert is weighted
+            by its merging weight in the task, `w_m = a_m`, else 1. The
+            ascent is always weighted so. Defaults to `True`.
+        project: bool, whether multipliers stay non-negative. Defaults to
+            `True`.
+        **kwargs: base layer arguments.
+
+    Example:
+
+    ```python
+    controller = keras_smat.SparsityController(8, target_sparsity=0.9)
+    ```
+
+    Reference: SMAT equation 2 and algorithm 1.
+    """
+
+    def __init__(
+        self,
+        num_experts,
+        target_sparsity=0.9,
+        learning_rate=2e-3,
+        gain=0.0,
+        constraint="measured",
+        weight_by_score=True,
+        project=True,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if not 0.0 < target_sparsity < 1.0:
+            raise ValueError(
+                "`target_sparsity` must lie strictly between 0 and 1. "
+                f"Received: target_sparsity={target_sparsity}"
+            )
+        self.num_experts = check_positive("num_experts", num_experts)
+        self.target_sparsity = target_sparsity
+        self.learning_rate = learning_rate
+        self.gain = gain
+        self.constraint = check_choice("constraint", constraint, CONSTRAINTS)
+        self.weight_by_score = weight_by_score
+        self.project = project
+        self.build()
+
+    def build(self, input_shape=None):
+        def state(name, shape):
+            return self.add_weight(
+                name=name,
+                shape=shape,
+                initializer="zeros",
+                trainable=False,
+                autocast=False,
+                dtype="float64"
+                if self.variable_dtype == "float64"
+                else "float32",
+            )
+
+        self.multipliers = state("multipliers", (self.num_experts,))
+        # Sums over the tasks of one optimizer step.
+        self._sparsity_sum = state("sparsity_sum", (self.num_experts,))
+        self._ascent_sum = state("ascent_sum", (self.num_experts,))
+        self._num_tasks = state("num_tasks", ())
+        self.built = True
+
+    def penalty(self, expected_nonzero, sparsity, merging_weights):
+        """The Lagrangian term of one task.
+
+        Args:
+            expected_nonzero: tensor of shape (M,), E[L0] per expert.
+            sparsity: tensor of shape (M,), the constrained share of zeros.
+            merging_weights: tensor of shape (M,).
+
+        Returns:
+            Scalar tensor; its gradient reaches `expected_nonzero` alone.
+        """
+        gap = self.target_sparsity - sparsity
+        multipliers = ops.convert_to_tensor(self.multipliers.value)
+        # A multiplier is reset before the loss where the mask satisfies it.
+        weight = ops.where(gap < 0.0, 0.0, multipliers) + self.gain * gap
+        if self.weight_by_score:
+            weight = weight * merging_weights
+        excess = expected_nonzero - (1.0 - self.target_sparsity)
+        return ops.sum(ops.stop_gradient(weight) * excess)
+
+    def observe(self, sparsity, merging_weights):
+        """Notes the sparsity (M,) and merging weights (M,) of one task."""
+        sparsity = ops.stop_gradient(sparsity)
+        ascent = ops.stop_gradient(merging_weights) * (
+            self.target_sparsity - sparsity
+        )
+        self._sparsity_sum.assign_add(sparsity)
+        self._ascent_sum.assign_add(ascent)
+        self._num_tasks.assign_add(1.0)
+
+    def update(self, tasks_per_step=1):
+        """Moves the multipliers once `tasks_per_step` tasks were observed."""
+        due = self._num_tasks >= tasks_per_step
+        count = ops.maximum(self._num_tasks, 1.0)
+        sparsity = self._sparsity_sum / count
+        current = ops.convert_to_tensor(self.multipliers.value)
+        moved = current + self.learning_rate * self._ascent_sum / count
+        if self.project:
+            moved = ops.maximum(moved, 0.0)
+        moved = ops.where(sparsity > self.target_sparsity, 0.0, moved)
+        self.multipliers.assign(ops.where(due, moved, current))
+        for total in (self._sparsity_sum, self._ascent_sum, self._num_tasks):
+            value = ops.convert_to_tensor(total.value)
+            total.assign(ops.where(due, ops.zeros_like(value), value))
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(
+            num_experts=self.num_experts,
+            target_sparsity=self.target_sparsity,
+            learning_rate=self.learning_rate,
+            gain=self.gain,
+            constraint=self.constraint,
+            weight_by_score=self.weight_by_score,
+            project=self.project,
+        )
+        return config

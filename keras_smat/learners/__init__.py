@@ -1,0 +1,5 @@
+from keras_smat.learners.meta_learner import MetaLearner
+from keras_smat.learners.proto_net import ProtoNet
+from keras_smat.learners.smat import SMAT
+
+__all__ = ["SMAT", "MetaLearner", "ProtoNet"]

@@ -1,0 +1,159 @@
+"""What a learner hands to its user: plain Keras models."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from tools import SIZE
+from tools import array
+from tools import cnn_backbone
+from tools import make_episodes
+from tools import make_smat
+
+import keras_smat
+
+
+@pytest.fixture(scope="module")
+def learner():
+    return make_smat(cnn_backbone(dropout=0.0))
+
+
+@pytest.fixture(scope="module")
+def episode():
+    return make_episodes()[0][0]
+
+
+def support(episode):
+    return episode["support_images"], episode["support_labels"]
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_probabilities_are_those_of_the_learner(distance, episode):
+    learner = make_smat(distance=distance, logit_scale=3.0)
+    model = learner.build_classifier(*support(episode))
+    expected = softmax(learner.predict(episode)[:, :3].astype("float64"))
+    actual = model.predict(episode["query_images"], verbose=0)
+    assert actual.shape == (len(episode["query_images"]), 3)
+    assert np.abs(actual - expected).max() < 1e-5
+
+
+def test_class_names(learner, episode):
+    names = ["a", "b", "c"]
+    model = learner.build_classifier(*support(episode), class_names=names)
+    assert model.class_names == names
+    with pytest.raises(ValueError, match="2 names for 3 classes"):
+        learner.build_classifier(*support(episode), class_names=names[:2])
+
+
+def test_the_saved_file_needs_keras_alone(learner, episode, tmp_path):
+    model = learner.build_classifier(*support(episode))
+    model.save(tmp_path / "mine.keras")
+    images = episode["query_images"]
+    np.save(tmp_path / "images.npy", images)
+    code = (
+        "import sys, keras, numpy as np\n"
+        "model = keras.models.load_model('mine.keras')\n"
+        "np.save('out.npy', model.predict(np.load('images.npy'), verbose=0))\n"
+        # By package: an editable install leaves a finder named after it.
+        "assert 'keras_smat' not in {n.split('.')[0] for n in sys.modules}\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    expected = model.predict(images, verbose=0)
+    assert np.abs(np.load(tmp_path / "out.npy") - expected).max() < 1e-6
+
+
+def test_export_backbone(learner, episode):
+    backbone = learner.export_backbone(*support(episode))
+    weights = learner.adapt(episode)
+    expected = array(learner.embed(weights, episode["query_images"]))
+    actual = backbone.predict(episode["query_images"], verbose=0)
+    assert np.abs(actual - expected).max() < 1e-5
+    assert type(backbone) is type(learner.backbone)
+    assert backbone.trainable_variables
+
+
+def test_an_adapter_sees_the_support_alone(learner, episode):
+    seen = []
+
+    def adapter(learner, x, weights):
+        seen.append(sorted(x))
+        return [0.0 * w for w in weights]
+
+    model = learner.build_classifier(*support(episode), adapter=adapter)
+    assert seen == [["support_images", "support_labels"]]
+    kernel = model.get_layer("features").kernel
+    assert not np.any(array(kernel))
+
+
+LABELS = [
+    ([0, 0, 2, 2], "contiguous|missing|0..way-1"),
+    ([0, 0, -1, 1], "-1"),
+    ([0.0, 0.0, 1.0, 1.0], "integer"),
+    ([0, 1], "4"),
+    ([0, 1, 2, 7], "contiguous|missing|0..way-1"),
+]
+
+
+@pytest.mark.parametrize("labels, match", LABELS)
+def test_bad_labels(learner, labels, match):
+    images = np.zeros((4, SIZE, SIZE, 3), "uint8")
+    with pytest.raises(ValueError, match=match):
+        learner.build_classifier(images, np.array(labels))
+
+
+def test_too_many_classes(learner):
+    images = np.zeros((6, SIZE, SIZE, 3), "uint8")
+    with pytest.raises(ValueError, match="max_way=5"):
+        learner.build_classifier(images, np.arange(6))
+
+
+IMAGES = [
+    (np.zeros((4, SIZE, SIZE, 3), "float32"), "uint8"),
+    (np.full((4, SIZE, SIZE, 3), np.nan), "NaN"),
+    (np.zeros((4, 9, 9, 3), "uint8"), r"\(8, 8\)|8"),
+    (np.zeros((4, SIZE, SIZE), "uint8"), "N, H, W, C"),
+    (np.zeros((0, SIZE, SIZE, 3), "uint8"), "at least one|N > 0|empty|0"),
+]
+
+
+@pytest.mark.parametrize("images, match", IMAGES)
+def test_bad_images(learner, images, match):
+    labels = np.arange(4)[: len(images)] // 2
+    with pytest.raises(ValueError, match=match):
+        learner.build_classifier(images, labels)
+    x = {
+        "support_images": images,
+        "support_labels": labels,
+        "query_images": np.zeros((2, SIZE, SIZE, 3), "uint8"),
+    }
+    with pytest.raises(ValueError, match=match):
+        learner.predict(x)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="a TensorFlow format"
+)
+def test_export_to_saved_model(learner, episode, tmp_path):
+    import tensorflow as tf
+
+    model = learner.build_classifier(*support(episode))
+    model.export(tmp_path / "served", verbose=False)
+    served = tf.saved_model.load(tmp_path / "served")
+    images = episode["query_images"]
+    expected = model.predict(images, verbose=0)
+    assert np.abs(served.serve(images).numpy() - expected).max() < 1e-5
+
+
+def test_frozen_proto_net_builds_one_too(episode):
+    learner = keras_smat.ProtoNet(cnn_backbone(dropout=0.0), max_way=5)
+    model = learner.build_classifier(*support(episode))
+    predicted = model.predict(episode["query_images"], verbose=0).argmax(1)
+    expected = learner.predict(episode).argmax(1)
+    assert (predicted == expected).all()

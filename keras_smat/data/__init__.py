@@ -1,0 +1,29 @@
+"""Episodes from images: sources, samplers and datasets."""
+
+from keras_smat.data.augmentation import MetaTrainAugmentation
+from keras_smat.data.base import Episodes
+from keras_smat.data.dataset import EpisodeDataset
+from keras_smat.data.demo import demo_domains
+from keras_smat.data.episode import make_episode
+from keras_smat.data.folder import FolderSource
+from keras_smat.data.mixture import mix
+from keras_smat.data.samplers import EpisodeSampler
+from keras_smat.data.samplers import FixedEpisodes
+from keras_smat.data.samplers import VariableEpisodes
+from keras_smat.data.sources import ArraySource
+from keras_smat.data.sources import ImageSource
+
+__all__ = [
+    "ArraySource",
+    "EpisodeDataset",
+    "EpisodeSampler",
+    "Episodes",
+    "FixedEpisodes",
+    "FolderSource",
+    "ImageSource",
+    "MetaTrainAugmentation",
+    "VariableEpisodes",
+    "demo_domains",
+    "make_episode",
+    "mix",
+]

@@ -1,0 +1,44 @@
+"""Checks of arguments that several files share."""
+
+import numpy as np
+
+
+def check_integer(name, value, low):
+    """Returns `value` as an `int`, or raises a `ValueError`."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < low:
+        raise ValueError(
+            f"Expected `{name}` as an integer of at least {low}. "
+            f"Received: {name}={value!r}."
+        )
+    return int(value)
+
+
+def check_range(name, value, low):
+    """Returns an integer or `(low, high)` as a pair of `int`."""
+    ends = (value, value) if np.ndim(value) == 0 else tuple(value)
+    whole = all(isinstance(end, int | np.integer) for end in ends)
+    if len(ends) == 2 and whole and low <= ends[0] <= ends[1]:
+        return int(ends[0]), int(ends[1])
+    raise ValueError(
+        f"Expected `{name}` as an integer or (low, high) with {low} <= low "
+        f"<= high. Received: {name}={value!r}."
+    )
+
+
+def height_width(image_size):
+    """Returns an integer or a `(height, width)` pair as a pair of `int`."""
+    pair = (image_size,) * 2 if np.ndim(image_size) == 0 else tuple(image_size)
+    whole = all(isinstance(side, int | np.integer) for side in pair)
+    if len(pair) != 2 or not whole or min(pair) < 1:
+        raise ValueError(
+            "Expected `image_size` as a positive integer or a pair (height, "
+            f"width) of them. Received: image_size={image_size!r}."
+        )
+    return int(pair[0]), int(pair[1])
+
+
+def some(values, limit=8):
+    """Lists the first `limit` of `values`, for an error."""
+    shown = ", ".join(str(value) for value in values[:limit])
+    return f"[{shown}{', ...' if len(values) > limit else ''}]"

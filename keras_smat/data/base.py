@@ -1,0 +1,105 @@
+"""What every set of episodes is to Keras."""
+
+import keras
+import numpy as np
+
+from keras_smat.data.arguments import check_integer
+from keras_smat.data.prefetch import Prefetcher
+
+
+class Episodes(keras.utils.PyDataset):
+    """What `EpisodeDataset` and `mix` have in common.
+
+    Episode `i` is a pure function of `(seed, epoch, i)`: the order of access
+    and the number of workers change nothing. `fit` sets the epoch of the
+    training episodes; validation and test episodes stay in epoch 0.
+
+    Attributes:
+        epoch: Integer, 0 until `set_epoch`.
+        max_way: Integer, the most classes of any episode.
+        image_shape: Tuple `(H, W, C)` of the images in an episode.
+        support_buckets: Tuple of integers, the padded support sizes.
+        query_buckets: Tuple of integers, the padded query sizes.
+    """
+
+    def __init__(self, num_episodes, seed, **kwargs):
+        # Keras must see no workers: see `Prefetcher`.
+        super().__init__(workers=0)
+        self.num_episodes = check_integer("num_episodes", num_episodes, 1)
+        self.seed = check_integer("seed", seed, 0)
+        self.epoch = 0
+        self._prefetcher = Prefetcher(**kwargs)
+
+    @property
+    def image_size(self):
+        """Tuple `(H, W)`, in pixels."""
+        return tuple(self.image_shape[:2])
+
+    def set_epoch(self, epoch):
+        """Moves to the episodes of another epoch.
+
+        Args:
+            epoch: Integer, at least 0.
+        """
+        self.epoch = check_integer("epoch", epoch, 0)
+
+    def __len__(self):
+        return self.num_episodes
+
+    def __getitem__(self, index):
+        return self._prefetcher.fetch(self, self._check_index(index))
+
+    def episode(self, epoch, index):
+        """Returns `(x, y, sample_weight)` of one episode of any epoch."""
+        rng = self._rng(epoch, index)
+        return self.load_episode(self.draw(rng), rng)
+
+    def indices(self, index):
+        """Returns which images an episode has, without loading them.
+
+        Args:
+            index: Integer, the episode.
+
+        Returns:
+            A dict of integer arrays: `classes` of shape `(way,)`, the
+            source's class of each label; `support` `(S,)` and `query`
+            `(Q,)`, positions in the source; `support_labels` and
+            `query_labels`, labels in `0..way-1`. A mixture adds `domain`,
+            a string.
+        """
+        return self.draw(self._rng(self.epoch, self._check_index(index)))
+
+    def draw(self, rng):
+        """Draws the `indices` of an episode from a generator."""
+        raise NotImplementedError
+
+    def load_episode(self, indices, rng=None):
+        """Loads the episode that `indices` describe.
+
+        Args:
+            indices: Dict, as `indices()` returns it.
+            rng: `numpy.random.Generator` for the augmentation. Defaults to
+                `None`, no augmentation.
+
+        Returns:
+            A tuple `(x, y, sample_weight)`, padded, as `make_episode`.
+        """
+        raise NotImplementedError
+
+    def protocol(self):
+        """Returns a dict of what determines the episodes."""
+        raise NotImplementedError
+
+    def _rng(self, epoch, index):
+        # A spawn key, as a list [seed, epoch, index] could collide with
+        # another one: NumPy drops the zeros at its end.
+        key = np.random.SeedSequence(self.seed, spawn_key=(epoch, index))
+        return np.random.default_rng(key)
+
+    def _check_index(self, index):
+        if not 0 <= index < len(self):
+            raise IndexError(
+                f"Expected an episode in 0..{len(self) - 1}. "
+                f"Received: index={index}."
+            )
+        return int(index)

@@ -1,0 +1,199 @@
+"""Episodes of one source as a Keras dataset."""
+
+import numpy as np
+
+from keras_smat.data.arguments import check_integer
+from keras_smat.data.arguments import some
+from keras_smat.data.base import Episodes
+from keras_smat.data.episode import bucket_size
+from keras_smat.data.episode import make_episode
+from keras_smat.data.sources import ClassIndex
+
+
+class EpisodeDataset(Episodes):
+    """Few-shot episodes of one source.
+
+    Support and query are padded to one of a few sizes, the buckets, so that
+    a compiled train step sees few shapes.
+
+    Args:
+        source: `ImageSource`.
+        sampler: `EpisodeSampler`.
+        num_episodes: Integer, episodes per epoch. Defaults to 600.
+        seed: Non-negative integer. Defaults to 0.
+        support_buckets: List of integers, support sizes to pad to. Defaults
+            to `None`: the sampler's largest support, its half and its
+            quarter; for episodes of one size that size, without padding.
+        query_buckets: List of integers, the same for the queries. Defaults
+            to `None`.
+        augment: Callable `(images, rng) -> images` on uint8 arrays, such as
+            `MetaTrainAugmentation`. If it changes the size of the images it
+            has an attribute `image_size`. Defaults to `None`.
+        query_source: `ImageSource` with the class names of `source`, in any
+            order, from which the queries come. Defaults to `None`: support
+            and query are different images of `source`.
+        workers: Integer, how many background workers prepare the next
+            episodes. Defaults to 0: none.
+        use_multiprocessing: Boolean, whether the workers are processes.
+            These take seconds to start, need a script guarded by
+            `if __name__ == "__main__":`, and use the cores better than
+            threads. Defaults to `False`, threads.
+        max_queue_size: Integer, episodes prepared ahead and held in memory.
+            Defaults to 10.
+
+    Raises:
+        ValueError: if the source has too few classes or images for the
+            sampler, the two sources do not fit, or a number is out of range.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from keras_smat import data
+
+    images = np.zeros((200, 32, 32, 3), "uint8")
+    source = data.ArraySource(images, np.repeat(np.arange(10), 20))
+    sampler = data.FixedEpisodes(n_way=5, n_shot=1, n_query=3)
+    episodes = data.EpisodeDataset(source, sampler, num_episodes=100, seed=0)
+    x, y, sample_weight = episodes[0]
+    x["support_images"].shape  # (5, 32, 32, 3)
+    ```
+    """
+
+    def __init__(
+        self,
+        source,
+        sampler,
+        num_episodes=600,
+        seed=0,
+        support_buckets=None,
+        query_buckets=None,
+        augment=None,
+        query_source=None,
+        workers=0,
+        use_multiprocessing=False,
+        max_queue_size=10,
+    ):
+        super().__init__(
+            num_episodes,
+            seed,
+            workers=workers,
+            use_multiprocessing=use_multiprocessing,
+            max_queue_size=max_queue_size,
+        )
+        if query_source is not None:
+            query_source = _align(query_source, source)
+        self.source = source
+        self.sampler = sampler
+        self.augment = augment
+        self.query_source = query_source
+        sampler.check(source.class_sizes, source.class_names, self._query_sizes)
+        self._support_index = ClassIndex(source)
+        self._query_index = self._support_index
+        if query_source is not None:
+            self._query_index = ClassIndex(query_source)
+        self.support_buckets = _buckets(
+            "support", support_buckets, sampler.min_support, sampler.max_support
+        )
+        self.query_buckets = _buckets(
+            "query", query_buckets, sampler.min_query, sampler.max_query
+        )
+
+    @property
+    def max_way(self):
+        return self.sampler.max_way
+
+    @property
+    def image_shape(self):
+        height, width, channels = self.source.image_shape
+        size = getattr(self.augment, "image_size", None) or (height, width)
+        return (*size, channels)
+
+    @property
+    def _query_sizes(self):
+        return self.query_source and self.query_source.class_sizes
+
+    def draw(self, rng):
+        drawn = self.sampler.sample(
+            rng, self.source.class_sizes, self._query_sizes
+        )
+        support = self._support_index.take(drawn.classes, drawn.support)
+        query = self._query_index.take(drawn.classes, drawn.query)
+        return {
+            "classes": drawn.classes,
+            "support": support[0],
+            "support_labels": support[1],
+            "query": query[0],
+            "query_labels": query[1],
+        }
+
+    def load_episode(self, indices, rng=None):
+        support, query = indices["support"], indices["query"]
+        if self.query_source is None:
+            images = self.source.load(np.concatenate([support, query]))
+        else:
+            images = np.concatenate(
+                [self.source.load(support), self.query_source.load(query)]
+            )
+        if self.augment is not None and rng is not None:
+            images = self.augment(images, rng)
+        return make_episode(
+            images[: len(support)],
+            indices["support_labels"],
+            images[len(support) :],
+            indices["query_labels"],
+            bucket_size(len(support), self.support_buckets),
+            bucket_size(len(query), self.query_buckets),
+        )
+
+    def protocol(self):
+        query_source = self.query_source
+        return {
+            "source": self.source.fingerprint(),
+            "query_source": query_source and query_source.fingerprint(),
+            "sampler": self.sampler.protocol(),
+            "augment": _describe(self.augment),
+            "image_shape": self.image_shape,
+            "num_episodes": self.num_episodes,
+            "seed": self.seed,
+        }
+
+
+def _align(query_source, source):
+    """Returns `query_source` with the classes of `source` in their order."""
+    names = set(query_source.class_names)
+    missing = [name for name in source.class_names if name not in names]
+    if missing:
+        raise ValueError(
+            "Expected `query_source` to have every class of `source`. "
+            f"Received: a query source without {some(missing)}."
+        )
+    if query_source.image_shape != source.image_shape:
+        raise ValueError(
+            "Expected `source` and `query_source` with images of one shape. "
+            f"Received: {source.image_shape} and {query_source.image_shape}."
+        )
+    if list(query_source.class_names) == list(source.class_names):
+        return query_source
+    return query_source.subset(source.class_names)
+
+
+def _buckets(name, sizes, smallest, largest):
+    if sizes is None:
+        halves = {largest, -(-largest // 2), -(-largest // 4)}
+        return tuple(sorted({max(size, smallest) for size in halves}))
+    sizes = {check_integer(f"{name}_buckets", size, 1) for size in sizes}
+    if max(sizes, default=0) < largest:
+        raise ValueError(
+            f"Expected `{name}_buckets` to hold the sampler's largest "
+            f"{name}, {largest} images. "
+            f"Received: {name}_buckets={sorted(sizes)}."
+        )
+    return tuple(sorted(sizes))
+
+
+def _describe(augment):
+    if augment is None or hasattr(augment, "protocol"):
+        return augment and augment.protocol()
+    # A plain repr holds an address, which differs from run to run.
+    return getattr(augment, "__qualname__", type(augment).__qualname__)

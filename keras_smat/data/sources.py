@@ -1,0 +1,237 @@
+"""Where the images come from: the protocol and arrays in memory."""
+
+import functools
+import hashlib
+import mmap
+
+import numpy as np
+
+from keras_smat.data.episode import check_images
+from keras_smat.data.episode import check_labels
+
+
+class ImageSource:
+    """Base class of all sources: labelled images that can be loaded by index.
+
+    A subclass sets `labels` and `class_names` and writes `load`; overriding
+    `image_shape` spares loading an image to find it out. A source must pickle
+    and must not change, since worker processes get copies.
+
+    Attributes:
+        labels: Integer array of shape `(N,)`, the class of each image, in
+            any order.
+        class_names: List of strings, the name of each class.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from keras_smat import data
+
+
+    class Noise(data.ImageSource):
+        labels = np.repeat([0, 1, 2], 100)
+        class_names = ["faint", "medium", "strong"]
+
+        def load(self, indices):
+            return np.stack([self.draw(i) for i in indices])
+
+        def draw(self, i):
+            high = 80 * (self.labels[i] + 1)
+            rng = np.random.default_rng(i)
+            return rng.integers(0, high, (32, 32, 3), "uint8")
+
+
+    Noise().class_sizes  # [100, 100, 100]
+    ```
+    """
+
+    def load(self, indices):
+        """Loads images.
+
+        Args:
+            indices: Integer array of shape `(n,)`, positions in `labels`.
+
+        Returns:
+            uint8 array of shape `(n, H, W, C)`, `C` 1 or 3.
+        """
+        raise NotImplementedError
+
+    @functools.cached_property
+    def class_sizes(self):
+        """Integer array: how many images each class has."""
+        sizes = np.bincount(self.labels, minlength=len(self.class_names))
+        if len(sizes) != len(self.class_names):
+            raise ValueError(
+                "Expected one name per class. Received: "
+                f"{len(self.class_names)} class names, largest label "
+                f"{len(sizes) - 1}."
+            )
+        return sizes
+
+    @functools.cached_property
+    def image_shape(self):
+        """Tuple `(H, W, C)`."""
+        return tuple(self.load(np.arange(1)).shape[1:])
+
+    @property
+    def image_size(self):
+        """Tuple `(H, W)`, in pixels."""
+        return self.image_shape[:2]
+
+    def content(self, indices):
+        """Returns bytes that change with the images at `indices`."""
+        return np.ascontiguousarray(self.load(indices)).tobytes()
+
+    def fingerprint(self):
+        """Returns 16 hex digits that tell data sets apart.
+
+        They cover all labels, all class names, the image size and a sample
+        of eight images spread over the data.
+        """
+        spread = np.linspace(0, len(self.labels) - 1, 8).astype("int64")
+        digest = hashlib.sha256(np.asarray(self.labels, "<i8").tobytes())
+        digest.update(repr((self.class_names, self.image_shape)).encode())
+        digest.update(self.content(np.unique(spread)))
+        return digest.hexdigest()[:16]
+
+    def subset(self, classes):
+        """Returns a view of some classes, as for a class split.
+
+        Args:
+            classes: List of class names or of class indices; the view's
+                classes have this order.
+
+        Returns:
+            An `ImageSource` that loads through this one.
+
+        Raises:
+            ValueError: if the list is empty or a class is unknown or twice.
+        """
+        return _Subset(self, classes)
+
+
+class _Subset(ImageSource):
+    def __init__(self, source, classes):
+        names = list(source.class_names)
+        ids = {name: i for i, name in enumerate(names)}
+        chosen = [ids.get(c, c) for c in classes]
+        unknown = [c for c in chosen if c not in range(len(names))]
+        if unknown or not chosen or len(set(chosen)) < len(chosen):
+            raise ValueError(
+                "Expected `classes` as different names or indices of the "
+                f"source's {len(names)} classes ({names[:5]}, ...). "
+                f"Received: classes={list(classes)}, unknown: {unknown}."
+            )
+        new = np.full(len(names), -1)
+        new[chosen] = np.arange(len(chosen))
+        labels = new[source.labels]
+        self.source = source
+        self.positions = np.flatnonzero(labels >= 0)
+        self.labels = labels[self.positions]
+        self.class_names = [names[c] for c in chosen]
+
+    @property
+    def image_shape(self):
+        return self.source.image_shape
+
+    def load(self, indices):
+        return self.source.load(self.positions[indices])
+
+    def content(self, indices):
+        return self.source.content(self.positions[indices])
+
+
+class ClassIndex:
+    """Finds the images of a class.
+
+    It holds two integer arrays and no Python object per image, and only one
+    of them if the labels are sorted.
+    """
+
+    def __init__(self, source):
+        labels = np.asarray(source.labels)
+        self.starts = np.cumsum(source.class_sizes) - source.class_sizes
+        self.order = None
+        if np.any(labels[1:] < labels[:-1]):
+            if len(self.starts) <= 2**16:
+                labels = labels.astype("uint16")  # NumPy's fast radix sort
+            self.order = np.argsort(labels, kind="stable")
+
+    def take(self, classes, positions):
+        """Returns indices and episode labels, both of shape `(N,)`.
+
+        Args:
+            classes: Integer array of shape `(way,)`.
+            positions: List of `way` integer arrays, positions within the
+                class.
+        """
+        pairs = zip(classes, positions)
+        indices = np.concatenate([self.starts[c] + p for c, p in pairs])
+        labels = np.repeat(np.arange(len(classes)), [*map(len, positions)])
+        if self.order is not None:
+            indices = self.order[indices]
+        return indices, labels
+
+
+class ArraySource(ImageSource):
+    """Images that are one array, in memory or memory-mapped.
+
+    Args:
+        images: uint8 array or `numpy.memmap` of shape `(N, H, W, C)`, pixels
+            in `[0, 255]`. It is not copied.
+        labels: Integers of shape `(N,)` that use every class `0..classes-1`.
+        class_names: List of strings. Defaults to `None`: "0", "1", ...
+
+    Raises:
+        ValueError: if images or labels are not as above, or the number of
+            names is not the number of classes.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from keras_smat import data
+
+    images = np.zeros((6, 32, 32, 3), "uint8")
+    source = data.ArraySource(images, [0, 0, 0, 1, 1, 1], ["cat", "dog"])
+    source.class_sizes  # [3, 3]
+    ```
+    """
+
+    def __init__(self, images, labels, class_names=None):
+        checked = check_images(images)
+        self.images = images if isinstance(images, np.memmap) else checked
+        self.labels = check_labels(labels, len(checked))
+        way = int(self.labels.max()) + 1
+        if class_names is None:
+            class_names = range(way)
+        self.class_names = [str(name) for name in class_names]
+        if len(self.class_names) != way or len(set(self.class_names)) != way:
+            raise ValueError(
+                f"Expected `class_names` as {way} different names, one per "
+                f"class. Received: {len(self.class_names)} names, "
+                f"{self.class_names[:5]}."
+            )
+
+    @property
+    def image_shape(self):
+        return tuple(self.images.shape[1:])
+
+    def load(self, indices):
+        return np.asarray(self.images[indices])
+
+    def __getstate__(self):
+        # A memory map pickles as all its pixels: send the file's name.
+        images, mapped = self.images, None
+        if isinstance(images.base, mmap.mmap) and images.filename:
+            order = "C" if images.flags.c_contiguous else "F"
+            mapped = (images.offset, images.shape, order)
+            mapped = (images.filename, images.dtype, "r", *mapped)
+        return {**vars(self), "images": None if mapped else images}, mapped
+
+    def __setstate__(self, state):
+        values, mapped = state
+        vars(self).update(values)
+        if mapped:
+            self.images = np.memmap(*mapped)

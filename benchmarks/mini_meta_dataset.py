@@ -1,0 +1,437 @@
+"""SMAT, PMF and the frozen backbone on a small many-domain benchmark.
+
+Meta-trains on the training classes of the in-domain packs, then tests on the
+test classes of these and on domains that were never seen. The packs stand in
+for Meta-Dataset and are not it: compare the figures with each other only.
+
+    python benchmarks/mini_meta_dataset.py --data DIR --weights FILE.npz \
+        --out DIR
+
+`--data` holds one `.npz` per data set (`data`: encoded images one after the
+other, `offsets`, `labels`, `class_names`) and `splits.json`. The same command
+again goes on where it was killed and skips what is finished.
+"""
+
+import argparse
+import concurrent.futures
+import csv
+import functools
+import io
+import json
+import os
+import pathlib
+import platform
+import sys
+import time
+
+import keras
+import numpy as np
+from PIL import Image
+
+import keras_smat
+from keras_smat import data
+
+FROZEN, PMF, SMAT = "frozen", "pmf", "smat"
+TITLES = {FROZEN: "frozen ProtoNet", PMF: "PMF", SMAT: "SMAT"}
+NOTE = (
+    "The packs are a small stand-in for Meta-Dataset: the figures must not be "
+    "compared with published ones. Weights are those after the last epoch."
+)
+
+
+class PackSource(data.ImageSource):
+    """Encoded images in one `.npz` file, decoded when first needed.
+
+    The decoded pack stays in memory: `3 * image_size**2` bytes per image.
+
+    Args:
+        path: Path of the file.
+        image_size: Integer, side of the images in pixels.
+    """
+
+    def __init__(self, path, image_size):
+        with np.load(path, allow_pickle=False) as pack:
+            self.bytes = pack["data"]
+            self.offsets = pack["offsets"]
+            self.labels = pack["labels"]
+            self.class_names = [str(name) for name in pack["class_names"]]
+        self.image_shape = (image_size, image_size, 3)
+
+    def load(self, indices):
+        return self.images[indices]
+
+    def content(self, indices):
+        return b"".join(self.encoded(i) for i in indices)
+
+    def encoded(self, i):
+        return self.bytes[self.offsets[i] : self.offsets[i + 1]].tobytes()
+
+    @functools.cached_property
+    def images(self):
+        images = np.empty((len(self.labels), *self.image_shape), "uint8")
+
+        def decode(i):
+            image = Image.open(io.BytesIO(self.encoded(i))).convert("RGB")
+            size = self.image_shape[1::-1]
+            if image.size != size:
+                image = image.resize(size, Image.Resampling.BICUBIC)
+            images[i] = image
+
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            for _ in pool.map(decode, range(len(images))):
+                pass
+        return images
+
+
+class Clock(keras.callbacks.Callback):
+    """Sums the training time over restarts, and ends it after a budget."""
+
+    def __init__(self, path, minutes=None):
+        super().__init__()
+        self.path = path
+        self.minutes = minutes
+        self.seconds = read_json(path)["seconds"] if path.exists() else 0.0
+
+    def on_train_begin(self, logs=None):
+        self.last = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        now = time.perf_counter()
+        self.seconds += now - self.last
+        self.last = now
+        write_json(
+            self.path, {"epochs": epoch + 1, "seconds": round(self.seconds, 1)}
+        )
+        if self.minutes is not None and self.seconds > 60 * self.minutes:
+            self.model.stop_training = True
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data", type=pathlib.Path, required=True, help="folder of packs")
+    add("--weights", type=pathlib.Path, required=True, help="backbone, .npz")
+    add("--out", type=pathlib.Path, required=True, help="folder of results")
+    add("--learners", default="smat,pmf", help="trained ones; frozen is added")
+    add("--image-size", type=int, default=70, help="a multiple of the patch")
+    add("--num-blocks", type=int, default=11, help="blocks of the backbone")
+    add("--epochs", type=int, default=20)
+    add("--episodes-per-epoch", type=int, default=100)
+    add("--validation-episodes", type=int, default=20, help="after each epoch")
+    add("--eval-episodes", type=int, default=600, help="per test set")
+    add("--way", type=int, default=5)
+    add("--shot", type=int, default=5)
+    add("--query", type=int, default=15, help="queries per class")
+    add("--num-experts", type=int, default=8)
+    add("--recipe", default="recommended", choices=keras_smat.recipes.NAMES)
+    add(
+        "--precision",
+        default="float32",
+        help="dtype policy, such as mixed_bfloat16",
+    )
+    add("--seed", type=int, default=0)
+    add(
+        "--time-budget",
+        type=float,
+        help="minutes of training per learner, after which it ends early",
+    )
+    arguments = parser.parse_args()
+    arguments.learners = arguments.learners.split(",")
+    if not set(arguments.learners) <= {FROZEN, SMAT, PMF}:
+        parser.error(f"--learners: expected some of {SMAT},{PMF}")
+    return arguments
+
+
+def fail(message):
+    print(message, file=sys.stderr)
+    sys.exit(2)
+
+
+def read_json(path):
+    return json.loads(path.read_text("utf-8"))
+
+
+def write_text(path, text):
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_json(path, content):
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def read_splits(arguments):
+    """Returns `{name: entry}` of the sets to use, all files being there."""
+    missing = [
+        path
+        for path in (arguments.data / "splits.json", arguments.weights)
+        if not path.is_file()
+    ]
+    splits = {}
+    if not missing:
+        splits = read_json(arguments.data / "splits.json")["datasets"]
+        splits = {
+            name: entry
+            for name, entry in splits.items()
+            if entry["role"] in ("id", "ood")
+        }
+        splits = dict(sorted(splits.items(), key=lambda s: s[1]["role"]))
+        packs = [arguments.data / f"{name}.npz" for name in splits]
+        missing = [path for path in packs if not path.is_file()]
+    if missing:
+        fail("missing: " + ", ".join(str(path) for path in missing))
+    return splits
+
+
+def check_settings(arguments):
+    """Refuses to go on with a run that was started with other settings."""
+    free = ("data", "weights", "out", "learners", "time_budget")
+    settings = {k: v for k, v in vars(arguments).items() if k not in free}
+    settings["weights"] = arguments.weights.name
+    settings["backend"] = keras.backend.backend()
+    settings["precision"] = keras.config.dtype_policy().name
+    path = arguments.out / "settings.json"
+    if path.exists():
+        before = read_json(path)
+        changed = [k for k in settings if before.get(k) != settings[k]]
+        if changed:
+            fail(
+                f"{arguments.out} holds a run with other settings: "
+                + ", ".join(
+                    f"{k}={before.get(k)!r}, now {settings[k]!r}"
+                    for k in changed
+                )
+            )
+    write_json(path, settings)
+    return settings
+
+
+def make_episodes(arguments, splits):
+    """Returns training and validation mixtures and a dict of test sets."""
+    sampler = data.FixedEpisodes(arguments.way, arguments.shot, arguments.query)
+    sets = {"train": {}, "val": {}, "test": {}}
+    for name, entry in splits.items():
+        source = PackSource(
+            arguments.data / f"{name}.npz", arguments.image_size
+        )
+        for split in sets if entry["role"] == "id" else ["test"]:
+            try:
+                sets[split][name] = data.EpisodeDataset(
+                    source.subset(entry["classes"][split]),
+                    sampler,
+                    num_episodes=arguments.eval_episodes,
+                    seed=arguments.seed,
+                )
+            except ValueError as error:
+                print(f"skipped the {split} split of {name}: {error}")
+    if not all(sets.values()):
+        fail("no data set is left for one of " + ", ".join(sets))
+    train = data.mix(
+        sets["train"],
+        num_episodes=arguments.episodes_per_epoch,
+        seed=arguments.seed + 1,
+    )
+    validation = data.mix(
+        sets["val"],
+        num_episodes=arguments.validation_episodes,
+        seed=arguments.seed + 2,
+    )
+    return train, validation, sets["test"]
+
+
+def make_learner(name, arguments, backbone):
+    """Returns the learner and its arguments."""
+    keras.utils.set_random_seed(arguments.seed)
+    settings = {"max_way": arguments.way}
+    if name == SMAT:
+        settings.update(
+            keras_smat.recipes.learner_arguments(arguments.recipe),
+            num_experts=arguments.num_experts,
+            seed=arguments.seed,
+        )
+        return keras_smat.SMAT(backbone, **settings), settings
+    settings["trainable"] = name == PMF
+    return keras_smat.ProtoNet(backbone, **settings), settings
+
+
+def train_learner(name, learner, arguments, train, validation):
+    """Trains or loads the learner; returns what there is to say about it."""
+    out = arguments.out
+    weights = out / f"{name}.weights.h5"
+    record = out / f"{name}.training.json"
+    total = arguments.epochs * arguments.episodes_per_epoch
+    recipe = keras_smat.recipes.get(arguments.recipe, learner, total)
+    learner.compile(**recipe)
+    if record.exists():
+        learner.load_weights(weights)
+        print(f"{name}: trained before")
+        return read_json(record)
+    clock = Clock(out / f"{name}.clock.json", arguments.time_budget)
+    learner.fit(
+        train,
+        epochs=arguments.epochs,
+        validation_data=validation,
+        verbose=2,
+        callbacks=[
+            keras_smat.callbacks.BackupAndRestore(out / f"{name}.backup"),
+            keras.callbacks.CSVLogger(str(out / f"{name}.csv"), append=True),
+            clock,
+        ],
+    )
+    temporary = out / f"incomplete_{name}.weights.h5"
+    learner.save_weights(temporary, overwrite=True)
+    os.replace(temporary, weights)
+    done = read_json(clock.path)
+    result = {
+        "steps": done["epochs"] * arguments.episodes_per_epoch,
+        "planned_steps": total,
+        "seconds": done["seconds"],
+        "last_epoch": last_row(out / f"{name}.csv"),
+    }
+    if name == SMAT:
+        zeros = keras.ops.convert_to_numpy(learner.experts.measured_sparsity())
+        result["share_of_zeros"] = [round(float(z), 6) for z in zeros]
+    write_json(record, result)
+    return result
+
+
+def last_row(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))[-1]
+
+
+def evaluate(name, learner, arguments, tests, in_domain):
+    """Returns the report over all test sets; each set is kept when done."""
+    folder = arguments.out / "reports" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    results = {}
+    for dataset, episodes in tests.items():
+        path = folder / f"{dataset}.json"
+        if not path.exists():
+            start = time.perf_counter()
+            report = keras_smat.evaluate_few_shot(
+                learner,
+                {dataset: episodes},
+                in_domain=[dataset] if dataset in in_domain else [],
+                num_episodes=arguments.eval_episodes,
+                verbose=0,
+            )
+            report.save(path)
+            seconds = time.perf_counter() - start
+            cell = percent(report.results[dataset])
+            print(f"{name}: {dataset} {cell} ({seconds:.0f} s)", flush=True)
+        report = keras_smat.FewShotReport.load(path)
+        results.update(report.results)
+    protocol = {k: v for k, v in report.protocol.items() if k != "sets"}
+    protocol["learner"] = TITLES[name]
+    return keras_smat.FewShotReport(results, protocol, in_domain)
+
+
+def difference(first, second):
+    """Paired differences of two reports over the same episodes."""
+    pairs = {
+        name: keras_smat.FewShotResult(
+            result.per_episode - second.results[name].per_episode
+        )
+        for name, result in first.results.items()
+    }
+    return keras_smat.FewShotReport(pairs, {}, first.in_domain)
+
+
+def percent(result, sign=""):
+    return f"{100 * result.accuracy:{sign}z.2f} ± {100 * result.ci95:.2f}"
+
+
+def write_results(out, header, reports):
+    """Writes `mini_meta_dataset.json` and `.md`."""
+    rows = [row for report in reports.values() for row in report.rows()]
+    columns = {TITLES[name]: (report, "") for name, report in reports.items()}
+    for other in (PMF, FROZEN):
+        if SMAT in reports and other in reports:
+            pairs = difference(reports[SMAT], reports[other])
+            columns[f"SMAT − {TITLES[other]}"] = (pairs, "+")
+    report = next(iter(reports.values()))
+    lines = [["set", "role", *columns], ["---"] * (2 + len(columns))]
+    for name in report.results:
+        cells = [percent(r.results[name], s) for r, s in columns.values()]
+        lines.append([name, report.role(name), *cells])
+    for group, role in (("in_domain", "ID"), ("out_of_domain", "OOD")):
+        if group in report.averages:
+            cells = [percent(r.averages[group], s) for r, s in columns.values()]
+            lines.append(["**average**", role, *cells])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    stamp = json.dumps(header, indent=1, allow_nan=False)
+    averages = {
+        title: {
+            group: {
+                "difference" if s else "accuracy": a.accuracy,
+                "ci95": a.ci95,
+            }
+            for group, a in r.averages.items()
+        }
+        for title, (r, s) in columns.items()
+        if not np.isnan([a.ci95 for a in r.averages.values()]).any()
+    }
+    write_json(
+        out / "mini_meta_dataset.json",
+        {"header": header, "averages": averages, "rows": rows},
+    )
+    text = f"# Few-shot accuracy in %, ± 95 % confidence interval\n\n{table}\n"
+    text += "\nDifferences are means over the same episodes, pair by pair.\n"
+    zeros = header["training"].get(SMAT, {}).get("share_of_zeros")
+    if zeros:
+        shares = ", ".join(f"{100 * z:.2f}" for z in zeros)
+        text += f"\nShare of zeros of each SMAT expert, in %: {shares}.\n"
+    text += f"\n{NOTE}\n\n```json\n{stamp}\n```\n"
+    write_text(out / "mini_meta_dataset.md", text)
+
+
+def main():
+    arguments = parse_arguments()
+    keras.config.set_dtype_policy(arguments.precision)
+    splits = read_splits(arguments)
+    try:
+        backbone = keras_smat.feature_backbone(
+            str(arguments.weights),
+            image_size=arguments.image_size,
+            num_blocks=arguments.num_blocks,
+        )
+    except ValueError as error:
+        fail(str(error))
+    train, validation, tests = make_episodes(arguments, splits)
+    in_domain = [n for n in tests if splits[n]["role"] == "id"]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    settings = check_settings(arguments)
+    header = {
+        "note": NOTE,
+        "settings": settings,
+        "training_sets": train.names,
+        "backbone_parameters": backbone.count_params(),
+        "cpu_cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "device": str(keras.ops.zeros(1).device),
+        "learners": {},
+        "training": {},
+    }
+    names = [FROZEN, *(n for n in arguments.learners if n != FROZEN)]
+    reports = {}
+    for name in names:
+        learner, chosen = make_learner(name, arguments, backbone)
+        header["learners"][name] = chosen
+        if name != FROZEN:
+            header["training"][name] = train_learner(
+                name, learner, arguments, train, validation
+            )
+        reports[name] = evaluate(name, learner, arguments, tests, in_domain)
+        header["versions"] = reports[name].protocol["versions"]
+        print(f"\n{TITLES[name]}\n{reports[name]}\n", flush=True)
+        write_results(arguments.out, header, reports)
+    print(f"written: {arguments.out / 'mini_meta_dataset.md'}")
+
+
+if __name__ == "__main__":
+    main()

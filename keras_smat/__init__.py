@@ -1,0 +1,41 @@
+"""Sparse meta-tuning of vision backbones in Keras 3."""
+
+from keras_smat import callbacks
+from keras_smat import data
+from keras_smat import functional
+from keras_smat import recipes
+from keras_smat._version import __version__
+from keras_smat.backbones import feature_backbone
+from keras_smat.evaluation import evaluate_few_shot
+from keras_smat.experts import ExpertBank
+from keras_smat.layers import HardConcreteMask
+from keras_smat.layers import PrototypeHead
+from keras_smat.layers import SparseInterpolatedDense
+from keras_smat.layers import TaskHypernetwork
+from keras_smat.learners import SMAT
+from keras_smat.learners import MetaLearner
+from keras_smat.learners import ProtoNet
+from keras_smat.report import FewShotReport
+from keras_smat.report import FewShotResult
+from keras_smat.sparsity import SparsityController
+
+__all__ = [
+    "ExpertBank",
+    "FewShotReport",
+    "FewShotResult",
+    "HardConcreteMask",
+    "MetaLearner",
+    "ProtoNet",
+    "PrototypeHead",
+    "SMAT",
+    "SparseInterpolatedDense",
+    "SparsityController",
+    "TaskHypernetwork",
+    "__version__",
+    "callbacks",
+    "data",
+    "evaluate_few_shot",
+    "feature_backbone",
+    "functional",
+    "recipes",
+]

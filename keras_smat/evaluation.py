@@ -1,0 +1,214 @@
+"""Few-shot accuracy of a learner."""
+
+import hashlib
+import json
+import platform
+import sys
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_smat import data
+from keras_smat._version import __version__
+from keras_smat.learners import MetaLearner
+from keras_smat.learners import training_data
+from keras_smat.report import FewShotReport
+from keras_smat.report import FewShotResult
+
+
+def evaluate_few_shot(
+    learner,
+    episodes,
+    in_domain=None,
+    num_episodes=600,
+    adapter=None,
+    verbose="auto",
+):
+    """Measures few-shot accuracy on one or several sets of episodes.
+
+    The accuracy of an episode is the share of its queries whose largest logit
+    is that of their class; padding never counts. The accuracy of a set is the
+    mean over its episodes, its 95 % confidence interval 1.96 standard errors.
+    Episodes with the same seed are the same for every learner, so that the
+    `per_episode` accuracies of two learners can be compared pair by pair.
+
+    Args:
+        learner: `MetaLearner`; it need not be compiled.
+        episodes: `data.Episodes` (an `EpisodeDataset` or a mixture), or a
+            dict from names to them.
+        in_domain: list of names, the sets of domains that were trained on;
+            the others count as out of domain. Defaults to `None` (unknown).
+        num_episodes: int, episodes of each set, from its first on. Defaults
+            to `600`.
+        adapter: callable `(learner, x, weights) -> weights` that refines the
+            weights of a task; `x` holds the support alone. Defaults to
+            `None`.
+        verbose: `"auto"`, 0, 1 or 2: progress bars, one per set. `"auto"`
+            becomes 1. Defaults to `"auto"`.
+
+    Returns:
+        `FewShotReport`.
+
+    Raises:
+        ValueError: before any episode runs, if a set is too short, has more
+            classes or another image size than the learner takes, or an
+            argument is not understood.
+
+    Example:
+
+    ```python
+    import keras
+    import numpy as np
+
+    import keras_smat
+
+    layers = [keras.Input((8, 8, 3)), keras.layers.Flatten()]
+    learner = keras_smat.ProtoNet(keras.Sequential(layers))
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (60, 8, 8, 3), "uint8")
+    source = keras_smat.data.ArraySource(images, np.repeat(range(6), 10))
+    sampler = keras_smat.data.FixedEpisodes(n_way=5, n_shot=1, n_query=5)
+    noise = keras_smat.data.EpisodeDataset(source, sampler, num_episodes=20)
+    report = keras_smat.evaluate_few_shot(
+        learner, {"noise": noise}, num_episodes=20, verbose=0
+    )
+    report.results["noise"].accuracy  # about 0.2, chance of five classes
+    print(report)
+    ```
+
+    Reference: Triantafillou et al., "Meta-Dataset", ICLR 2020, section 4
+    (accuracy over 600 test episodes with 95 % confidence intervals).
+    """
+    if not isinstance(episodes, dict):
+        episodes = {"episodes": episodes}
+    _check(learner, episodes, in_domain, num_episodes, adapter)
+    if verbose not in ("auto", 0, 1, 2):
+        raise ValueError(
+            "Expected `verbose` as 'auto', 0, 1 or 2. "
+            f"Received: verbose={verbose!r}"
+        )
+    protocol = _protocol(learner, episodes, num_episodes, adapter)
+    results = {}
+    for name, dataset in episodes.items():
+        bar = keras.utils.Progbar(
+            num_episodes, verbose=1 if verbose == "auto" else int(verbose)
+        )
+        accuracies = np.empty(num_episodes)
+        for i in range(num_episodes):
+            accuracies[i] = _episode_accuracy(learner, dataset[i], adapter)
+            if verbose:
+                bar.add(1, values=[(name, accuracies[i])])
+        results[name] = FewShotResult(accuracies)
+    return FewShotReport(results, protocol, in_domain)
+
+
+def _episode_accuracy(learner, episode, adapter):
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(episode)
+    if adapter is None:
+        logits = learner.predict_on_batch(x)
+    else:
+        x = {name: ops.convert_to_tensor(value) for name, value in x.items()}
+        support = {k: v for k, v in x.items() if k.startswith("support")}
+        # Detached: PyTorch would record every forward pass from here on.
+        weights = [ops.stop_gradient(w) for w in learner.adapt(support)]
+        weights = adapter(learner, support, weights)
+        weights = [ops.stop_gradient(w) for w in weights]
+        logits = learner.query_logits(weights, x)
+    hits = np.argmax(ops.convert_to_numpy(logits), axis=-1) == np.asarray(y)
+    if sample_weight is None:
+        return hits.mean()
+    return hits[np.asarray(sample_weight) > 0].mean()
+
+
+def _check(learner, episodes, in_domain, num_episodes, adapter):
+    if not isinstance(learner, MetaLearner):
+        raise ValueError(
+            "Expected `learner` as a `keras_smat.MetaLearner`. "
+            f"Received: learner={learner!r}"
+        )
+    if adapter is not None and not callable(adapter):
+        raise ValueError(
+            "Expected `adapter` as a callable (learner, x, weights) -> "
+            f"weights. Received: adapter={adapter!r}"
+        )
+    whole = isinstance(num_episodes, int | np.integer)
+    if not whole or isinstance(num_episodes, bool) or num_episodes < 1:
+        raise ValueError(
+            "Expected `num_episodes` as a positive integer. "
+            f"Received: num_episodes={num_episodes!r}"
+        )
+    if not episodes:
+        raise ValueError(
+            "Expected at least one set of episodes. Received: episodes={}"
+        )
+    for name, dataset in episodes.items():
+        if not isinstance(name, str) or not isinstance(dataset, data.Episodes):
+            raise ValueError(
+                "Expected `episodes` as a `data.Episodes` or a dict from "
+                f"names to them. Received: {name!r}: {dataset!r}"
+            )
+        if num_episodes > len(dataset):
+            raise ValueError(
+                f"Expected every set to have at least `num_episodes` "
+                f"episodes. Received: set {name!r} with {len(dataset)}, "
+                f"num_episodes={num_episodes}"
+            )
+        training_data.check(learner, dataset, name)
+    listed = in_domain is None or isinstance(in_domain, list | tuple | set)
+    if not listed or not set(in_domain or ()) <= set(episodes):
+        raise ValueError(
+            "Expected `in_domain` as a list of names of the sets "
+            f"{list(episodes)}. Received: in_domain={in_domain!r}"
+        )
+
+
+def _protocol(learner, episodes, num_episodes, adapter):
+    """What determines the figures, as plain JSON values."""
+    backend = keras.backend.backend()
+    sets = {
+        name: {"epoch": dataset.epoch, **dataset.protocol()}
+        for name, dataset in episodes.items()
+    }
+    used = _plain({"num_episodes": num_episodes, "sets": sets})
+    canonical = json.dumps(used, sort_keys=True).encode()
+    return _plain(
+        {
+            "learner": type(learner).__name__,
+            "adapter": _adapter_protocol(adapter),
+            "backbone": learner.backbone.name,
+            "image_size": learner.image_size,
+            "precision": learner.dtype_policy.name,
+            "versions": {
+                "keras_smat": __version__,
+                "keras": keras.__version__,
+                # Keras has imported it, whatever it is.
+                backend: sys.modules[backend].__version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+            "backend": backend,
+            **used,
+            "episodes_sha256": hashlib.sha256(canonical).hexdigest()[:16],
+        }
+    )
+
+
+def _adapter_protocol(adapter):
+    if adapter is None:
+        return None
+    protocol = {"name": getattr(adapter, "__name__", type(adapter).__name__)}
+    if hasattr(adapter, "get_config"):
+        protocol["config"] = adapter.get_config()
+    return protocol
+
+
+def _plain(value):
+    """The value as strict JSON would give it back."""
+
+    def convert(item):
+        if isinstance(item, np.generic | np.ndarray):
+            return item.tolist()
+        return getattr(item, "__qualname__", type(item).__qualname__)
+
+    return json.loads(json.dumps(value, default=convert, allow_nan=False))

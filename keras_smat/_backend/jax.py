@@ -10,11 +10,28 @@ jit = jax.jit
 
 
 def merge_masks(logits, weights, sizes=1.0, beta=F.BETA, noise=None):
-    """`functional.merge_masks` that keeps the logits alone for backward."""
-    merge = functools.partial(
-        F.merge_masks, sizes=sizes, beta=beta, noise=noise
+    """`functional.merge_masks` that keeps the logits alone for backward.
+
+    Half of the experts at a time: XLA writes out several temporaries of the
+    size of the logits, on CPUs as fast for half of them twice.
+    """
+    groups = 2 if len(logits) % 2 == 0 else 1
+
+    def grouped(x):
+        return x.reshape(groups, -1, *x.shape[1:])
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def step(merged, experts):
+        part, expected, zeros = F.merge_masks(
+            *experts[:2], sizes, beta, *experts[2:]
+        )
+        return merged + part, (expected, zeros)
+
+    experts = (logits, weights) if noise is None else (logits, weights, noise)
+    merged, (expected, zeros) = jax.lax.scan(
+        step, jnp.zeros_like(logits[0]), tuple(map(grouped, experts))
     )
-    return jax.checkpoint(merge)(logits, weights)
+    return merged, expected.reshape(-1), zeros.reshape(-1)
 
 
 def map_chunks(function, weights, state, images, size):

@@ -2,12 +2,14 @@
 
     python benchmarks/pretrain_vit_mini.py --data DIR --weights FILE --out DIR
 
-A ViT of 3.6 M parameters at 64 px learns the 130 meta-training classes of
-Tiny ImageNet (`pretrain_tiny_imagenet.npz` in DIR), supervised and, with
-`--recipe distill`, from a teacher: a linear classifier on the features of a
-pretrained ViT-S/14 (FILE), and these features themselves. The teacher sees
-each image once, so its part costs minutes. Most epochs drop half of the
-tokens, which halves their cost; the last see all of them.
+A ViT of 3.6 M parameters at 64 px learns from Tiny ImageNet's 130 meta-training
+classes (`pretrain_tiny_imagenet.npz` in DIR), as photographs and as line
+drawings made of them. `--recipe supervised` tells the classes apart.
+`--recipe distill` adds a teacher, the first 11 blocks of a pretrained ViT-S/14
+(FILE): the student's features shall point where the teacher's do, after these
+were whitened within classes and cut to the student's width. The teacher sees
+every picture once. Most epochs drop half of the tokens, which halves their
+cost; the last ones see all.
 
 After every epoch it measures nearest-prototype accuracy on validation classes.
 An interrupted run continues where it was. `--export` writes the weights as
@@ -15,7 +17,6 @@ float16 in the form that the package ships.
 """
 
 import argparse
-import csv
 import functools
 import os
 import pathlib
@@ -28,6 +29,7 @@ from frozen_features import prototype_accuracies
 from keras import ops
 from mini_meta_dataset import PackSource
 from PIL import Image
+from PIL import ImageFilter
 
 import keras_smat
 
@@ -74,18 +76,23 @@ class TokenDropout(keras.layers.Layer):
         )
 
 
-def classifier(backbone, teacher_width, keep):
-    """Images to class logits and, for a teacher, predicted features."""
+def classifier(backbone, keep):
+    """Images to class logits, twice, and features."""
     embed, encode = backbone.layers[1:]
     images = keras.Input((SIZE, SIZE, 3), name="images")
     tokens = encode(TokenDropout(keep)(embed(images)))
-    features = tokens[:, 0]
-    dense = functools.partial(keras.layers.Dense, dtype="float32")
-    outputs = {"logits": dense(CLASSES, name="head")(features)}
-    if teacher_width:
-        outputs["features"] = dense(teacher_width, name="predictor")(features)
-        outputs["soft"] = keras.layers.Identity(name="soft")(outputs["logits"])
-    return keras.Model(images, outputs)
+    same = functools.partial(keras.layers.Identity, dtype="float32")
+    features = same(name="features")(tokens[:, 0])
+    logits = keras.layers.Dense(CLASSES, name="logits", dtype="float32")
+    logits = logits(features)
+    return keras.Model(
+        images,
+        {
+            "logits": logits,
+            "soft": same(name="soft")(logits),
+            "features": features,
+        },
+    )
 
 
 def soft_loss(teacher, logits):
@@ -94,6 +101,7 @@ def soft_loss(teacher, logits):
 
 
 def feature_loss(teacher, features):
+    """1 - cosine."""
     return 1.0 - ops.sum(
         ops.normalize(teacher, axis=-1) * ops.normalize(features, axis=-1), -1
     )
@@ -102,40 +110,43 @@ def feature_loss(teacher, features):
 class Batches(keras.utils.PyDataset):
     """Augmented batches; batch i of an epoch is a function of the seed."""
 
-    def __init__(self, images, labels, teacher, batch_size, seed):
-        super().__init__(workers=1)
-        self.images, self.labels, self.teacher = images, labels, teacher
-        self.batch_size, self.seed = batch_size, seed
+    def __init__(self, photographs, drawings, labels, teacher, batch, seed):
+        super().__init__()
+        self.photographs, self.drawings = photographs, drawings
+        self.labels, self.teacher = labels, teacher
+        self.batch, self.seed = batch, seed
         self.epoch = 0
 
     def __len__(self):
-        return len(self.images) // self.batch_size
+        return len(self.labels) // self.batch
+
+    @functools.lru_cache(maxsize=1)
+    def order(self, epoch):
+        rng = np.random.default_rng([self.seed, epoch])
+        return rng.permutation(len(self.labels))
 
     def __getitem__(self, i):
-        order = np.random.default_rng([self.seed, self.epoch])
-        order = order.permutation(len(self.images))
-        chosen = order[i * self.batch_size : (i + 1) * self.batch_size]
+        chosen = self.order(self.epoch)[i * self.batch : (i + 1) * self.batch]
         rng = np.random.default_rng([self.seed, self.epoch, i])
-        images = augment(self.images[chosen], rng)
-        smooth = np.full((len(chosen), CLASSES), 0.1 / CLASSES, "float32")
-        smooth[np.arange(len(chosen)), self.labels[chosen]] += 0.9
-        targets = {"logits": smooth}
+        drawn = rng.random(self.batch) < 0.35
+        images = self.photographs[chosen]
+        images[drawn] = self.drawings[chosen[drawn]][..., None]
+        labels = np.full((self.batch, CLASSES), 0.1 / CLASSES, "float32")
+        labels[np.arange(self.batch), self.labels[chosen]] += 0.9
+        targets = {"logits": labels}
         if self.teacher is not None:
-            targets["soft"] = self.teacher["soft"][chosen]
-            targets["features"] = self.teacher["features"][chosen]
-        return images, targets
+            kind = drawn.astype(int)
+            targets["soft"] = self.teacher["soft"][kind, chosen]
+            targets["features"] = self.teacher["features"][kind, chosen]
+        return augment(images, drawn, rng), targets
 
 
-def augment(images, rng):
-    """uint8 (N, H, W, 3) to float32 in the backbone's own range.
-
-    Crops and colours as usual; some images become grey, negative or a line
-    drawing, since the features must serve domains other than photographs.
-    """
+def augment(images, drawn, rng):
+    """uint8 (N, H, W, 3) to float32, normalised: crop, flip, colours."""
     count = len(images)
     out = np.empty((count, SIZE, SIZE, 3), "float32")
     for k in range(count):
-        area = SIZE * SIZE * rng.uniform(0.25, 1.0)
+        area = SIZE * SIZE * rng.uniform(0.6 if drawn[k] else 0.4, 1.0)
         ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
         width = min(SIZE, np.sqrt(area * ratio))
         height = min(SIZE, np.sqrt(area / ratio))
@@ -153,28 +164,27 @@ def augment(images, rng):
     def factor(strength):
         return 1 + strength * rng.uniform(-1, 1, (count, 1, 1, 1)).astype("f")
 
-    out *= factor(0.4)
-    out = (out - out.mean((1, 2, 3), keepdims=True)) * factor(0.4) + out.mean(
-        (1, 2, 3), keepdims=True
-    )
+    out *= factor(0.3)
+    mean = out.mean((1, 2, 3), keepdims=True)
+    out = mean + (out - mean) * factor(0.3)
     grey = out.mean(-1, keepdims=True)
-    saturation = factor(0.4)
-    saturation[rng.random(count) < 0.2] = 0.0
-    out = grey + (out - grey) * saturation
-    for k in np.flatnonzero(rng.random(count) < 0.12):
-        out[k] = line_drawing(out[k], rng)
-    negative = rng.random(count) < 0.08
+    out = grey + (out - grey) * factor(0.3)
+    negative = rng.random(count) < np.where(drawn, 0.2, 0.05)
     out[negative] = 1.0 - out[negative]
     return (np.clip(out, 0.0, 1.0) - MEAN) / STD
 
 
 def line_drawing(image, rng):
-    """Dark edges on white."""
-    grey = image.mean(-1)
-    dy, dx = np.gradient(grey)
-    edges = np.hypot(dx, dy)
-    edges = edges / (np.quantile(edges, rng.uniform(0.85, 0.98)) + 1e-6)
-    return np.repeat(1.0 - np.clip(edges, 0, 1)[..., None], 3, axis=-1)
+    """Dark strokes on white along the edges of a uint8 image (H, W, 3)."""
+    blur = ImageFilter.GaussianBlur(rng.uniform(0.5, 1.2))
+    grey = Image.fromarray(image).convert("L").filter(blur)
+    edges = np.hypot(*np.gradient(np.asarray(grey, "float32")))
+    cut = np.quantile(edges, rng.uniform(0.82, 0.94)) + 1e-6
+    strokes = np.clip((edges / cut - 0.8) * 3, 0, 1) * 255
+    drawing = Image.fromarray((255 - strokes).astype("uint8"))
+    if rng.random() < 0.4:
+        drawing = drawing.filter(ImageFilter.MinFilter(3))
+    return np.asarray(drawing)
 
 
 class Validation(keras.callbacks.Callback):
@@ -200,104 +210,138 @@ class Validation(keras.callbacks.Callback):
         logs["val_average"] = float(np.mean(list(accuracies.values())))
 
 
-def load_images(arguments):
-    """The decoded pack as a memory map, and its labels."""
-    path = arguments.out / "images.npy"
-    source = PackSource(arguments.data / "pretrain_tiny_imagenet.npz", SIZE)
+def cached(path, make):
+    """The array at `path` as a memory map, made once."""
     if not path.exists():
         temporary = path.with_name("incomplete.npy")
-        np.save(temporary, source.images)
+        np.save(temporary, make())
         os.replace(temporary, path)
-    return np.load(path, mmap_mode="r"), source.labels
+    return np.load(path, mmap_mode="r")
 
 
-def load_teacher(arguments, images, labels):
-    """Soft labels (N, C) and whitened features (N, D) of the teacher."""
-    path = arguments.out / "teacher.npy"
-    if not path.exists():
-        teacher = keras_smat.feature_backbone(
-            str(arguments.weights),
-            image_size=70,
-            num_blocks=11,
-            pooling="cls+mean",
-        )
-        chunks = []
-        for start in range(0, len(images), 256):
-            batch = [
-                Image.fromarray(image).resize((70, 70), Image.BICUBIC)
-                for image in images[start : start + 256]
-            ]
-            chunk = teacher.predict_on_batch(np.stack(batch))
-            chunks.append(np.asarray(chunk, "float16"))
-            if start % 5120 == 0:
-                print(f"teacher: {start} images", flush=True)
-        temporary = path.with_name("incomplete_teacher.npy")
-        np.save(temporary, np.concatenate(chunks))
-        os.replace(temporary, path)
-    features = np.load(path).astype("float32")
-    return soft_labels(features, labels)
+def draw_all(images):
+    return np.stack(
+        [
+            line_drawing(image, np.random.default_rng([0, i]))
+            for i, image in enumerate(images)
+        ]
+    )
+
+
+def teacher_features(weights, images):
+    """Class tokens (N, 384) after 11 blocks, float16."""
+    teacher = keras_smat.feature_backbone(
+        str(weights), image_size=70, num_blocks=11
+    )
+    side = (70, 70)
+    chunks = []
+    for start in range(0, len(images), 256):
+        batch = [
+            Image.fromarray(image).convert("RGB").resize(side, Image.BICUBIC)
+            for image in images[start : start + 256]
+        ]
+        chunk = teacher.predict_on_batch(np.stack(batch))
+        chunks.append(np.asarray(chunk, "float16"))
+    return np.concatenate(chunks)
+
+
+def targets_of(photographs, drawings, labels):
+    """Targets of both kinds of picture, from the teacher's features.
+
+    Args:
+        photographs: array (N, 384).
+        drawings: array (N, 384), of the same images.
+        labels: int array (N,).
+
+    Returns:
+        Dict of `features` (2, N, WIDTH), whitened within the classes of the
+        photographs and projected on their first principal axes, and `soft`
+        (2, N, C), class probabilities by linear discriminant analysis.
+    """
+    photographs = photographs.astype("float32")
+    mean = photographs.mean(0)
+    within = photographs.copy()
+    for c in range(CLASSES):
+        within[labels == c] -= photographs[labels == c].mean(0)
+    values, vectors = np.linalg.eigh(within.T @ within / len(within))
+    whitening = vectors / np.sqrt(values + 0.3 * values.mean())
+    white = (photographs - mean) @ whitening
+    axes = np.linalg.eigh(white.T @ white)[1][:, ::-1][:, :WIDTH]
+    projection = whitening @ axes
+    kinds = [(x.astype("float32") - mean) @ projection
+             for x in (photographs, drawings)]  # fmt: skip
+    return {
+        "features": np.stack(kinds),
+        "soft": np.stack([soft_labels(kind, labels) for kind in kinds]),
+    }
 
 
 def soft_labels(features, labels):
-    features -= features.mean(0)
-    # Whitening within classes: the metric in which classes are round.
-    centred = features.copy()
-    for c in range(CLASSES):
-        centred[labels == c] -= features[labels == c].mean(0)
-    values, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
-    values = values + 0.1 * values.mean()
-    features = features @ (vectors / np.sqrt(values))
-    # Linear discriminant analysis, out of fold: no image teaches itself.
+    """Class probabilities, out of fold: no image teaches itself."""
     logits = np.empty((len(features), CLASSES), "float32")
     fold = np.random.default_rng(0).integers(0, 5, len(features))
     for k in range(5):
-        means = np.stack(
-            [
-                features[(labels == c) & (fold != k)].mean(0)
-                for c in range(CLASSES)
-            ]
-        )
-        scores = features[fold == k] @ means.T - 0.5 * (means**2).sum(1)
-        logits[fold == k] = scores
+        means = [
+            features[(labels == c) & (fold != k)].mean(0)
+            for c in range(CLASSES)
+        ]
+        means = np.stack(means)
+        logits[fold == k] = features[fold == k] @ means.T - 0.5 * (
+            means**2
+        ).sum(1)
     accuracy = (logits.argmax(1) == labels).mean()
-    scale = calibrate(logits, labels)
-    print(f"teacher: out-of-fold accuracy {accuracy:.3f}, scale {scale:.3f}")
-    soft = np.exp(scale * (logits - logits.max(1, keepdims=True)))
-    soft /= soft.sum(1, keepdims=True)
-    # The class means span what tells classes apart.
-    basis = np.linalg.svd(means - means.mean(0), full_matrices=False)[2]
-    return {"soft": soft, "features": features @ basis.T}
+    print(f"teacher: out-of-fold accuracy {accuracy:.3f}", flush=True)
+    logits -= logits.max(1, keepdims=True)
+
+    def loss(scale):
+        normalizer = np.log(np.exp(scale * logits).sum(1))
+        own = logits[np.arange(len(labels)), labels]
+        return (normalizer - scale * own).mean()
+
+    soft = np.exp(min(np.geomspace(0.02, 2, 20), key=loss) * logits)
+    return soft / soft.sum(1, keepdims=True)
 
 
-def calibrate(logits, labels):
-    """The scale with the best log-likelihood of the labels."""
-    best = None
-    for scale in np.geomspace(0.02, 2, 30):
-        z = scale * (logits - logits.max(1, keepdims=True))
-        z -= np.log(np.exp(z).sum(1, keepdims=True))
-        loss = -z[np.arange(len(labels)), labels].mean()
-        if best is None or loss < best[0]:
-            best = (loss, scale)
-    return best[1]
+def make_batches(arguments):
+    out = arguments.out
+    source = PackSource(arguments.data / "pretrain_tiny_imagenet.npz", SIZE)
+    photographs = cached(out / "photographs.npy", lambda: source.images)
+    drawings = cached(out / "drawings.npy", lambda: draw_all(photographs))
+    teacher = None
+    if arguments.recipe == "distill":
+        features = [
+            cached(
+                out / f"teacher_{name}.npy",
+                lambda: teacher_features(arguments.weights, images),
+            )
+            for name, images in (
+                ("photographs", photographs),
+                ("drawings", drawings),
+            )
+        ]
+        teacher = targets_of(*features, source.labels)
+    return Batches(
+        photographs,
+        drawings,
+        source.labels,
+        teacher,
+        arguments.batch_size,
+        arguments.seed,
+    )
 
 
 def train(arguments):
-    images, labels = load_images(arguments)
-    teacher = None
-    if arguments.recipe == "distill":
-        teacher = load_teacher(arguments, images, labels)
+    dataset = make_batches(arguments)
     keras.utils.set_random_seed(arguments.seed)
     backbone = vit()
-    dataset = Batches(
-        images, labels, teacher, arguments.batch_size, arguments.seed
-    )
-    width = 0 if teacher is None else teacher["features"].shape[1]
+    model = classifier(backbone, arguments.keep)
     total = arguments.epochs * len(dataset)
+    warmup = round(0.05 * total)
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0,
-        round(0.93 * total),
+        total - warmup,
         warmup_target=arguments.learning_rate,
-        warmup_steps=round(0.07 * total),
+        warmup_steps=warmup,
         alpha=0.01,
     )
     optimizer = keras.optimizers.AdamW(
@@ -306,10 +350,9 @@ def train(arguments):
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     cross_entropy = keras.losses.CategoricalCrossentropy(from_logits=True)
     losses, shares = {"logits": cross_entropy}, {"logits": 1.0}
-    if teacher is not None:
+    if dataset.teacher is not None:
         losses.update(soft=soft_loss, features=feature_loss)
-        shares = {"logits": 0.5, "soft": 0.5, "features": 2.0}
-    model = classifier(backbone, width, arguments.keep)
+        shares = {"logits": 0.1, "soft": 0.1, "features": 1.0}
     model.compile(
         optimizer, losses, loss_weights=shares, metrics={"logits": ["accuracy"]}
     )
@@ -318,8 +361,9 @@ def train(arguments):
     def all_tokens_at_last(epoch, logs):
         late = epoch >= arguments.epochs - arguments.full_epochs
         dropout.keep = 1.0 if late else arguments.keep
+        model.make_train_function(force=True)
 
-    log = arguments.out / "curve.csv"
+    log = arguments.out / f"{arguments.recipe}.csv"
     model.fit(
         dataset,
         epochs=arguments.epochs,
@@ -328,13 +372,12 @@ def train(arguments):
         callbacks=[
             Validation(backbone, arguments.data, dataset),
             keras.callbacks.LambdaCallback(on_epoch_begin=all_tokens_at_last),
-            keras_smat.callbacks.BackupAndRestore(arguments.out / "backup"),
+            keras_smat.callbacks.BackupAndRestore(
+                arguments.out / f"{arguments.recipe}_backup"
+            ),
             keras.callbacks.CSVLogger(str(log), append=log.exists()),
         ],
     )
-    with open(log, newline="") as file:
-        print(list(csv.DictReader(file))[-1])
-    backbone.save_weights(arguments.out / "vit_mini.weights.h5")
     if arguments.export:
         arrays = {
             f"{i:03d}": np.asarray(value, "float16")
@@ -344,17 +387,20 @@ def train(arguments):
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     add = parser.add_argument
     add("--data", type=pathlib.Path, required=True, help="folder of packs")
     add("--weights", type=pathlib.Path, help="the teacher's, .npz")
-    add("--out", type=pathlib.Path, required=True)
+    add("--out", type=pathlib.Path, required=True, help="folder of the run")
     add("--recipe", choices=("supervised", "distill"), default="distill")
     add("--epochs", type=int, default=12)
-    add("--full-epochs", type=int, default=2, help="last ones, all tokens")
+    add("--full-epochs", type=int, default=1, help="last ones, all tokens")
     add("--keep", type=float, default=0.5, help="share of tokens kept")
     add("--batch-size", type=int, default=128)
-    add("--learning-rate", type=float, default=1e-3)
+    add("--learning-rate", type=float, default=1.5e-3)
     add("--precision", default="mixed_bfloat16", help="dtype policy")
     add("--seed", type=int, default=0)
     add("--export", type=pathlib.Path, help=".npz for the package")

@@ -264,6 +264,7 @@ class ExpertBank(keras.layers.Layer):
         Returns:
             List of tensors, aligned with `backbone.weights`.
         """
+        merging_weights = ops.cast(merging_weights, self.delta.dtype)
         weights = [w.value for w in self.backbone.weights]
         for i, update in zip(self._positions, updates):
             merged = ops.tensordot(merging_weights, update, axes=1)

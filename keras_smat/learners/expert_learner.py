@@ -113,7 +113,9 @@ class ExpertLearner(MetaLearner):
         return F.normalize_scores(scores), logits, pretrained
 
     def adapt(self, x, training=False):
-        noise = self.draw_noise(training)
+        return self._merge(x, training, self.draw_noise(training))
+
+    def _merge(self, x, training, noise):
         merging_weights, _, _ = self._encode(x, training, noise)
         return self.experts.merge(merging_weights, training, noise["masks"])
 

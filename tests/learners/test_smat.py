@@ -23,17 +23,6 @@ from keras_smat import data
 from keras_smat import recipes
 
 
-@pytest.fixture
-def float64(monkeypatch):
-    from keras.src.backend.common import dtypes
-
-    # Else Keras rounds most results to float32, save on TensorFlow.
-    monkeypatch.setitem(dtypes.BIT64_TO_BIT32_DTYPE, "float64", "float64")
-    keras.config.set_floatx("float64")
-    yield
-    keras.config.set_floatx("float32")
-
-
 @pytest.mark.parametrize("make", [dense_backbone, cnn_backbone])
 def test_without_a_delta_it_is_the_pretrained_model(make):
     backbone = make(dropout=0.3)

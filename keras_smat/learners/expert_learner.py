@@ -25,9 +25,6 @@ class ExpertLearner(MetaLearner):
         **kwargs: arguments of `MetaLearner`.
     """
 
-    # Holds sparsity at a target, where a subclass has one.
-    controller = None
-
     def __init__(self, backbone, arguments, bank, **kwargs):
         super().__init__(backbone, **kwargs)
         others = ("self", "backbone", "kwargs", "__class__")
@@ -48,6 +45,8 @@ class ExpertLearner(MetaLearner):
             name="hypernetwork",
         )
         self.hypernetwork.build((self.max_way, self.backbone.output_shape[-1]))
+        # Holds sparsity at a target, where a subclass has one.
+        self.controller = None
         self.seed_generator = keras.random.SeedGenerator(arguments["seed"])
 
     def draw_noise(self, training=True):

@@ -78,9 +78,9 @@ class SoftMerge(ExpertLearner):
 
     def scores(self, logits, training=False, noise=None):
         if noise is not None:
-            kept = noise >= self.expert_dropout
+            kept = ops.convert_to_tensor(noise) >= self.expert_dropout
             # If all are dropped, all are kept.
-            kept = kept | ops.logical_not(ops.any(kept))
+            kept = ops.logical_or(kept, ops.logical_not(ops.any(kept)))
             logits = ops.where(kept, logits, ops.cast(-1e9, logits.dtype))
         return ops.softmax(logits)
 

@@ -61,6 +61,9 @@ def test_eval_scores():
     sample = make_smat(eval_scores="sample")
     first, second = (array(sample.encode_task(x)) for _ in range(2))
     assert np.abs(first - second).max() > 1e-4
+    # Compiled, the random state moves on as well.
+    first, second = (sample.task_weights(x) for _ in range(2))
+    assert distance(first, second) > 1e-5
     hard = make_smat(eval_scores="hard")
     hard.hypernetwork.keys.assign(20.0 * array(hard.hypernetwork.keys))
     a = array(hard.encode_task(x))

@@ -108,13 +108,10 @@ def _episode_accuracy(learner, episode, adapter):
     if adapter is None:
         logits = learner.predict_on_batch(x)
     else:
-        x = {name: ops.convert_to_tensor(value) for name, value in x.items()}
-        support = {k: v for k, v in x.items() if k.startswith("support")}
-        # Detached: PyTorch would record every forward pass from here on.
-        weights = [ops.stop_gradient(w) for w in learner.adapt(support)]
-        weights = adapter(learner, support, weights)
-        weights = [ops.stop_gradient(w) for w in weights]
-        logits = learner.query_logits(weights, x)
+        weights = learner.task_weights(x, adapter)
+        logits = learner.compiled_call(
+            "query_logits", learner.query_logits, weights, x
+        )
     hits = np.argmax(ops.convert_to_numpy(logits), axis=-1) == np.asarray(y)
     if sample_weight is None:
         return hits.mean()

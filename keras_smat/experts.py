@@ -3,6 +3,7 @@ import math
 import re
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_smat import _backend
@@ -99,8 +100,8 @@ class ExpertBank(keras.layers.Layer):
         """Finds the weights that get experts, by position in `weights`."""
         weights = self.backbone.weights
         paths = [w.path for w in weights]
-        chosen = _matches(self.include, paths, "include", default=True)
-        dropped = _matches(self.exclude, paths, "exclude")
+        chosen = matches(self.include, paths, "include", default=True)
+        dropped = matches(self.exclude, paths, "exclude")
         self._positions = tuple(
             i
             for i, w in enumerate(weights)
@@ -113,8 +114,8 @@ class ExpertBank(keras.layers.Layer):
                 f"{sum(w.trainable for w in weights)} trainable weights, "
                 f"include={self.include}, exclude={self.exclude}"
             )
-        on = _matches(self.always_on, paths, "always_on")
-        kernels = _output_axes(self.backbone)
+        on = matches(self.always_on, paths, "always_on")
+        kernels = output_axes(self.backbone)
         self._granularities, self._output_axes = [], []
         for i in self._positions:
             axes = kernels.get(id(weights[i]))
@@ -235,6 +236,54 @@ class ExpertBank(keras.layers.Layer):
             for piece, shape, mask in zip(pieces, self._shapes, masks)
         ]
 
+    def updates(self, training=False):
+        """What each expert adds to the backbone: `delta * z_m`.
+
+        Kept, they make further merges of the same experts cheap, for M times
+        the memory of the weights that have experts.
+
+        Returns:
+            List of tensors (M, ...), one per weight with experts.
+        """
+        delta = ops.convert_to_tensor(self.delta.value)
+        masks = self.mask(training=training)
+        return [
+            ops.reshape(piece, piece.shape[:1] + shape) * mask
+            for piece, shape, mask in zip(
+                _split(delta, self._cuts), self._shapes, masks
+            )
+        ]
+
+    def merge_updates(self, updates, merging_weights):
+        """`merge`, of updates that `updates` gave.
+
+        Args:
+            updates: list of tensors (M, ...).
+            merging_weights: tensor of shape (M,).
+
+        Returns:
+            List of tensors, aligned with `backbone.weights`.
+        """
+        merging_weights = ops.cast(merging_weights, self.delta.dtype)
+        weights = [w.value for w in self.backbone.weights]
+        for i, update in zip(self._positions, updates):
+            merged = ops.tensordot(merging_weights, update, axes=1)
+            weights[i] = weights[i] + ops.cast(merged, weights[i].dtype)
+        return weights
+
+    def count_stored(self):
+        """Numbers it takes to store the experts.
+
+        A sparse expert is a (value, position) pair for every entry that its
+        mask leaves; a dense one, or one with more than half of the entries,
+        is all its values. The sum over the experts.
+
+        Reference: SMAT appendix C.3.
+        """
+        share = 1.0 - ops.convert_to_numpy(self.measured_sparsity())
+        nonzeros = np.rint(share.astype("float64") * self.num_parameters)
+        return int(np.minimum(2 * nonzeros, self.num_parameters).sum())
+
     def expected_sparsity(self):
         """1 - E[L0] per expert: tensor of shape (M,)."""
         return 1.0 - self.mask.expected_nonzero()
@@ -281,7 +330,7 @@ class _Reference:
         self.backbone = backbone
 
 
-def _matches(patterns, paths, name, default=False):
+def matches(patterns, paths, name, default=False):
     """Which paths match a pattern; every pattern must match one."""
     if patterns is None:
         return [default] * len(paths)
@@ -297,7 +346,7 @@ def _matches(patterns, paths, name, default=False):
     return [any(re.search(p, path) for p in patterns) for path in paths]
 
 
-def _output_axes(backbone):
+def output_axes(backbone):
     """Number of output axes of each layer kernel, by id of the variable."""
     axes = {}
     for layer in backbone._flatten_layers():

@@ -174,6 +174,34 @@ def class_prototypes(features, labels, max_way):
     return totals / ops.maximum(counts, 1.0)[:, None], present
 
 
+def leave_one_out_prototypes(features, labels, max_way):
+    """For each support image, its class's prototype without that image.
+
+    Classes with a single image have none, so that their images do not count;
+    if that is true of all classes, all count, against their own prototype.
+
+    Args:
+        features: tensor of shape (S, D).
+        labels: int tensor of shape (S,), classes 0..way-1, -1 for padding.
+        max_way: int, W.
+
+    Returns:
+        Tuple `(prototypes, valid)`: tensors of shape (S, D) and (S,), with
+        `valid` 1.0 for images that count, else 0.0.
+    """
+    labels = ops.cast(labels, "int32")
+    membership = ops.one_hot(labels, max_way, dtype=features.dtype)  # (S, W)
+    counts = ops.matmul(membership, ops.sum(membership, axis=0))
+    totals = ops.matmul(
+        membership, ops.matmul(ops.transpose(membership), features)
+    )
+    several = ops.cast(counts > 1.0, features.dtype)
+    single = ops.cast(counts > 0.0, features.dtype)
+    valid = ops.where(ops.max(several) > 0.0, several, single)
+    others = totals - several[:, None] * features
+    return others / ops.maximum(counts - several, 1.0)[:, None], valid
+
+
 def l2_normalize(x):
     """Unit vectors along the last axis; zero vectors stay zero."""
     square = ops.sum(ops.square(x), axis=-1, keepdims=True)

@@ -1,14 +1,14 @@
-"""Named settings: `"smoke"`, `"paper"` and `"recommended"`.
+"""Named settings: `"smoke"`, `"paper"`, `"recommended"` and `"mlp_experts"`.
 
 `learner_arguments(name)` are constructor arguments of `SMAT`, `get(name,
-learner, total_steps)` arguments of its `compile`.
+learner, total_steps)` arguments of `compile` for any learner that trains.
 """
 
 import re
 
 import keras
 
-NAMES = ("smoke", "paper", "recommended")
+NAMES = ("smoke", "paper", "recommended", "mlp_experts")
 
 _PAPER = {
     "num_experts": 8,
@@ -29,6 +29,18 @@ _PAPER = {
     "delta_l2": 1e-4,
 }
 _SMOKE = {"num_experts": 2, "target_sparsity": 0.5}
+# Row 5 of the paper's table 2: dense, and nothing shared.
+_MLP_EXPERTS = {
+    "include": ["mlp"],
+    "target_sparsity": None,
+    "shared_delta": False,
+}
+_ARGUMENTS = {
+    "smoke": _SMOKE,
+    "paper": _PAPER,
+    "recommended": {},
+    "mlp_experts": _MLP_EXPERTS,
+}
 
 # The released run: 25 epochs of 2000 tasks, 4 tasks per optimizer step.
 _PAPER_STEPS = 50_000
@@ -39,8 +51,9 @@ def learner_arguments(name):
     """Constructor arguments of `SMAT` for a recipe.
 
     Args:
-        name: `"smoke"`, `"paper"` (the released configuration) or
-            `"recommended"` (the constructor's defaults).
+        name: `"smoke"`, `"paper"` (the released configuration),
+            `"recommended"` (the constructor's defaults) or `"mlp_experts"`
+            (dense experts with their own deltas in the MLP layers alone).
 
     Returns:
         Dict.
@@ -53,15 +66,17 @@ def learner_arguments(name):
     ```
     """
     _check(name)
-    return dict({"smoke": _SMOKE, "paper": _PAPER, "recommended": {}}[name])
+    return dict(_ARGUMENTS[name])
 
 
 def get(name, learner, total_steps=None):
     """Arguments of `learner.compile` for a recipe.
 
     Args:
-        name: `"smoke"`, `"paper"` or `"recommended"`.
-        learner: `SMAT`, or `ProtoNet(backbone, trainable=True)` for PMF.
+        name: one of `recipes.NAMES`; `"smoke"` and `"mlp_experts"` train as
+            `"recommended"` does.
+        learner: `SMAT`, `SoftMerge` (with the groups of SMAT, less the
+            masks), or `ProtoNet(backbone, trainable=True)` for PMF.
         total_steps: int, episodes of the whole run (epochs times episodes per
             epoch); schedules are stretched to it. Defaults to `None` (50,000,
             the length of the released run).
@@ -93,8 +108,11 @@ def get(name, learner, total_steps=None):
     if not hasattr(learner, "experts"):
         return {"optimizer": _pmf_optimizer(name, steps)}
     build = _paper_groups if name == "paper" else _recommended_groups
+    recipe = {"optimizer": group_optimizers(build(learner, steps), learner)}
+    if not hasattr(learner, "temperature"):
+        return recipe
     return {
-        "optimizer": group_optimizers(build(learner, steps), learner),
+        **recipe,
         "multiplier_learning_rate": 2e-3 if name == "paper" else 5.0 / steps,
         # The temperature reaches its end after 36 % of the released run.
         "temperature_steps": max(1, round(0.36 * steps)),

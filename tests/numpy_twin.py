@@ -67,6 +67,22 @@ def class_prototypes(features, labels, max_way):
     return prototypes, present
 
 
+def leave_one_out_prototypes(features, labels):
+    features, labels = double(features), np.asarray(labels)
+    counts = [(labels == c).sum() for c in labels]
+    real = labels >= 0
+    most = max(n for n, r in zip(counts, real) if r)
+    own, valid = np.zeros_like(features), np.zeros(len(labels))
+    for i, label in enumerate(labels):
+        others = (labels == label) & (np.arange(len(labels)) != i)
+        if real[i] and others.any():
+            own[i] = features[others].mean(0)
+        elif real[i]:
+            own[i] = features[i]
+        valid[i] = real[i] and (counts[i] > 1 or most == 1)
+    return own, valid
+
+
 def cosine_logits(features, prototypes, scale=10.0):
     return scale * np.array(
         [

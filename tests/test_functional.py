@@ -368,3 +368,20 @@ def test_distillation_ignores_absent_classes():
         tensor(np.hstack([teacher, absent])),
     )
     close(padded, twin.distillation(student, teacher))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [[0, 0, 1, 1, 1, -1, -1], [0, 0, 1, 2, 2, 2, 3], [2, 0, 1, -1, 3, -1, 4]],
+)
+def test_leave_one_out_prototypes(labels):
+    features = np.random.default_rng(0).standard_normal((7, 5))
+    expected, valid = twin.leave_one_out_prototypes(features, labels)
+    actual, counted = F.leave_one_out_prototypes(
+        ops.convert_to_tensor(features, "float32"), np.array(labels, "int32"), 6
+    )
+    np.testing.assert_array_equal(ops.convert_to_numpy(counted), valid)
+    real = np.array(labels) >= 0
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(actual)[real], expected[real], atol=1e-5
+    )

@@ -16,6 +16,7 @@ from tools import make_source
 import keras_smat
 from keras_smat import data
 from keras_smat import recipes
+from keras_smat.adapters.held_out import HeldOutSelection
 
 
 def test_all_is_sorted_and_there():
@@ -36,10 +37,19 @@ def instances():
         keras_smat.ExpertBank(backbone, num_experts=2, granularity="input"),
         keras_smat.ProtoNet(backbone, trainable=True, max_way=4),
         make_smat(granularity="output", move=False),
+        keras_smat.SoftMerge(backbone, num_experts=2, expert_dropout=0.2),
+        keras_smat.ExpertSearch(rounds=3, loss="resubstitution"),
+        keras_smat.FullFineTune(1e-3, include=["hidden"]),
+        keras_smat.LoRAFineTune(rank=2, targets="hidden"),
+        keras_smat.LayerNormTune(steps=3, selection={"hpo": "pmf"}),
+        keras_smat.FullSMATFineTune(weight_decay=0.1, augment=False),
+        keras_smat.select_adapter(
+            None, keras_smat.FullFineTune(), hpo="support", folds=2
+        ),
     ]
 
 
-@pytest.mark.parametrize("index", range(8))
+@pytest.mark.parametrize("index", range(15))
 def test_registered_and_config_round_trip(index):
     instance = instances()[index]
     name = keras.saving.get_registered_name(type(instance))
@@ -61,6 +71,16 @@ EXAMPLES = [
     keras_smat.ExpertBank,
     keras_smat.ProtoNet,
     keras_smat.SMAT,
+    keras_smat.SoftMerge,
+    keras_smat.Adapter,
+    keras_smat.ExpertSearch,
+    keras_smat.FullFineTune,
+    keras_smat.FullSMATFineTune,
+    keras_smat.LayerNormTune,
+    keras_smat.LoRAFineTune,
+    HeldOutSelection,
+    keras_smat.select_adapter,
+    keras_smat.calibration_error,
     keras_smat.FewShotReport,
     keras_smat.evaluate_few_shot,
     keras_smat.MetaLearner.build_classifier,

@@ -9,7 +9,9 @@ from tools import make_smat
 
 from keras_smat import SMAT
 from keras_smat import ProtoNet
+from keras_smat import SoftMerge
 from keras_smat import recipes
+from keras_smat.quickstart import small_backbone
 
 
 def groups(recipe):
@@ -99,7 +101,12 @@ def test_schedules_stretch_to_the_run():
 def test_every_recipe_trains(name):
     arguments = recipes.learner_arguments(name)
     arguments.update(num_experts=2, max_way=5, seed=0)
-    learner = SMAT(dense_backbone(), **arguments)
+    backbone = dense_backbone()
+    if name == "mlp_experts":
+        with pytest.raises(ValueError, match="'mlp', which matches none"):
+            SMAT(backbone, **arguments)
+        arguments["include"] = ["hidden"]
+    learner = SMAT(backbone, **arguments)
     # 4 tasks a step, the first of which has a rate of 0.
     learner.compile(**recipes.get(name, learner, total_steps=8))
     history = learner.fit(make_episodes(8), verbose=0)
@@ -115,6 +122,28 @@ def test_pmf_recipes(name):
     if name == "paper":
         assert recipe["optimizer"].momentum == 0.9
         assert rate(recipe["optimizer"], 1) == pytest.approx(5e-5)
+
+
+@pytest.mark.parametrize("name", recipes.NAMES)
+def test_soft_merge_recipes(name):
+    learner = SoftMerge(dense_backbone(), num_experts=2, max_way=5)
+    recipe = recipes.get(name, learner, total_steps=20)
+    assert list(recipe) == ["optimizer"]
+    assert set(groups(recipe)) == {"delta", "hypernetwork"}
+    learner.compile(**recipe)
+
+
+def test_mlp_experts():
+    """In a real transformer they sit where their name says, and are dense."""
+    backbone = small_backbone(16, num_layers=1)
+    arguments = recipes.learner_arguments("mlp_experts")
+    learner = SMAT(backbone, num_experts=2, **arguments)
+    paths = learner.experts.expert_paths
+    assert len(paths) == 4 and all("/mlp/" in p for p in paths)
+    assert learner.experts.delta.shape[0] == 2
+    assert learner.controller is None
+    counts = learner.parameter_counts()
+    assert counts["experts"] == 2 * learner.experts.num_parameters
 
 
 def test_learners_without_masks_have_no_mask_group():

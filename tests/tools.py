@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_smat import SMAT
+from keras_smat import SoftMerge
 from keras_smat import _backend
 from keras_smat import data
 from keras_smat import recipes
@@ -123,6 +124,16 @@ def make_smat(backbone=None, move=True, **kwargs):
         learner.experts.delta.assign(0.1 * rng.standard_normal(shape))
         shape = learner.experts.mask.logits.shape
         learner.experts.mask.logits.assign(1.5 * rng.standard_normal(shape))
+    return learner
+
+
+def make_soft_merge(backbone=None, **kwargs):
+    """SoftMerge whose deltas have moved away from zero."""
+    settings = dict(num_experts=3, max_way=5, seed=5)
+    learner = SoftMerge(backbone or dense_backbone(), **{**settings, **kwargs})
+    rng = np.random.default_rng(7)
+    shape = learner.experts.delta.shape
+    learner.experts.delta.assign(0.1 * rng.standard_normal(shape))
     return learner
 
 

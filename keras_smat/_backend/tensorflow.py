@@ -6,7 +6,7 @@ from keras_smat.functional import merge_masks  # noqa: F401
 
 def jit(function):
     """One graph per combination of input shapes."""
-    return tf.function(function)
+    return tf.function(function, autograph=False)
 
 
 def map_chunks(function, weights, state, images, size):

@@ -74,18 +74,40 @@ class PrototypeHead(keras.layers.Layer):
         )
         return logits(features, prototypes, scale, present)
 
-    def classifier(self, backbone, prototypes):
+    def leave_one_out(self, features, labels, max_way):
+        """Logits of support images that did not vote for their own class.
+
+        Args:
+            features: tensor of shape (S, D).
+            labels: int tensor of shape (S,), -1 for padding.
+            max_way: int, W.
+
+        Returns:
+            Tuple of logits (S, W) and of which rows count (S,), see
+            `functional.leave_one_out_prototypes`.
+        """
+        features = ops.cast(features, self.logit_dtype)
+        prototypes, present = F.class_prototypes(features, labels, max_way)
+        own, valid = F.leave_one_out_prototypes(features, labels, max_way)
+        own = ops.expand_dims(ops.diagonal(self(features, own)), 1)
+        classes = ops.arange(max_way, dtype="int32")
+        labels = ops.expand_dims(ops.cast(labels, "int32"), 1)
+        logits = self(features, prototypes, present)
+        return ops.where(labels == classes, own, logits), valid
+
+    def classifier(self, backbone, prototypes, temperature=1.0):
         """The head on fixed prototypes, in stock Keras layers.
 
         Args:
             backbone: `keras.Model`, images to features (N, D).
             prototypes: array of shape (W, D).
+            temperature: float, divides the logits. Defaults to `1.0`.
 
         Returns:
             `keras.Model`, images to class probabilities (N, W).
         """
         scale = self.scale if self.logit_scale is None else self.logit_scale
-        scale = float(ops.convert_to_numpy(scale))
+        scale = float(ops.convert_to_numpy(scale)) / temperature
         prototypes = ops.convert_to_numpy(prototypes)
         features, kernel = backbone.outputs[0], prototypes.T
         bias = np.zeros(len(prototypes))

@@ -1,12 +1,15 @@
 import functools
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_smat import functional as F
 from keras_smat._backend import EpisodicTrainer
+from keras_smat._backend import jit
 from keras_smat._backend import map_chunks
 from keras_smat._backend import vjp
+from keras_smat.calibration import fit_temperature
 from keras_smat.data.episode import check_images
 from keras_smat.data.episode import check_support
 from keras_smat.layers.checks import check_positive
@@ -81,6 +84,12 @@ class MetaLearner(EpisodicTrainer):
         # What a task may change, by position in `backbone.weights`.
         self._tunable = tuple(i for i, w in enumerate(weights) if w.trainable)
         _freeze_statistics(self.backbone)
+        self._programs = {}
+
+    @property
+    def tunable(self):
+        """Positions in `backbone.weights` of what a task may change."""
+        return self._tunable
 
     @property
     def image_size(self):
@@ -91,6 +100,43 @@ class MetaLearner(EpisodicTrainer):
     def pretrained_weights(self):
         """The backbone's own weights: list of tensors."""
         return [ops.convert_to_tensor(w.value) for w in self.backbone.weights]
+
+    def compiled_call(self, key, function, *arguments):
+        """`function(*arguments)`, compiled once per key and shapes.
+
+        The program takes the learner's variables as they are at each call,
+        detached. What the function assigns to them is lost, save the states
+        of random generators.
+
+        Args:
+            key: hashable, tells the programs of this learner apart. The
+                function of its first call is kept.
+            function: callable of nested tensors; it reads the learner, and
+                nothing else that changes.
+            *arguments: nested arrays or tensors.
+
+        Returns:
+            What the function returns.
+        """
+        if key not in self._programs:
+
+            def program(values, arguments):
+                values = [ops.stop_gradient(v) for v in values]
+                with keras.StatelessScope(
+                    state_mapping=list(zip(self.variables, values))
+                ) as scope:
+                    outputs = function(*arguments)
+                seeds = self._seed_states()
+                return outputs, [scope.get_current_value(s) for s in seeds]
+
+            self._programs[key] = jit(program)
+        outputs, seeds = self._programs[key](
+            [v.value for v in self.variables],
+            keras.tree.map_structure(ops.convert_to_tensor, arguments),
+        )
+        for state, value in zip(self._seed_states(), seeds):
+            state.assign(value)
+        return outputs
 
     def encode_task(self, x):
         """Merging weights (M,) of a task; `None` where there are none.
@@ -336,10 +382,15 @@ class MetaLearner(EpisodicTrainer):
             `keras_smat`.
         """
         x = self._support(support_images, support_labels)
-        return self._with_weights(self._task_weights(x, adapter))
+        return self._with_weights(self.task_weights(x, adapter))
 
     def build_classifier(
-        self, support_images, support_labels, class_names=None, adapter=None
+        self,
+        support_images,
+        support_labels,
+        class_names=None,
+        adapter=None,
+        temperature=1.0,
     ):
         """A plain Keras classifier for the classes of a support set.
 
@@ -350,6 +401,11 @@ class MetaLearner(EpisodicTrainer):
                 model's `class_names`. Defaults to `None`.
             adapter: optional `Adapter` that refines the weights. Defaults to
                 `None`.
+            temperature: float that divides the logits, or `"auto"`: chosen
+                on support images that are left out of their prototype in
+                turn, so that the probabilities can be relied on. Classes with
+                a single image take no part in that; if there is no other, it
+                is 1. Defaults to `1.0`, the logits that were trained.
 
         Returns:
             `keras.Model`, images (N, H, W, C) to class probabilities
@@ -358,8 +414,9 @@ class MetaLearner(EpisodicTrainer):
         Example:
 
         ```python
-        model = learner.build_classifier(images, labels)
+        model = learner.build_classifier(images, labels, temperature="auto")
         probabilities = model.predict(new_images)
+        unsure = probabilities.max(axis=-1) < 0.7  # better ask someone
         model.save("classifier.keras")
         ```
         """
@@ -370,11 +427,17 @@ class MetaLearner(EpisodicTrainer):
                 "`class_names` must have one name per class. Received: "
                 f"{len(class_names)} names for {way} classes"
             )
-        weights = self._task_weights(x, adapter)
-        prototypes, _ = self.prototypes(weights, x)
+        _check_temperature(temperature)
+        weights = self.task_weights(x, adapter)
+        features = self.compiled_call(
+            "embed", self.embed, weights, x["support_images"]
+        )
+        labels = x["support_labels"]
+        if temperature == "auto":
+            temperature = self._fit_temperature(features, labels, way)
+        prototypes, _ = F.class_prototypes(features, labels, way)
         model = self.head.classifier(
-            self._with_weights(weights),
-            ops.convert_to_numpy(prototypes)[:way],
+            self._with_weights(weights), prototypes, temperature
         )
         model.class_names = None if class_names is None else list(class_names)
         return model
@@ -388,9 +451,50 @@ class MetaLearner(EpisodicTrainer):
             )
         return {"support_images": images, "support_labels": labels}
 
-    def _task_weights(self, x, adapter):
-        weights = self.adapt(x)
-        return weights if adapter is None else adapter(self, x, weights)
+    def task_weights(self, x, adapter=None):
+        """`adapt`, compiled, and refined by an adapter.
+
+        Args:
+            x: dict of `support_images` and `support_labels`, see the class.
+            adapter: optional `Adapter`. Defaults to `None`.
+
+        Returns:
+            List of tensors without gradient, aligned with `backbone.weights`.
+        """
+        names = ("support_images", "support_labels")
+        x = {name: ops.convert_to_tensor(x[name]) for name in names}
+        weights = self.compiled_call("adapt", self.adapt, x)
+        # Detached: PyTorch would record every forward pass from here on.
+        weights = [ops.stop_gradient(w) for w in weights]
+        if adapter is not None:
+            weights = [ops.stop_gradient(w) for w in adapter(self, x, weights)]
+        return weights
+
+    def _fit_temperature(self, features, labels, way):
+        """Temperature of the logits of images that are left out in turn."""
+        logits, valid = self.head.leave_one_out(features, labels, way)
+        shots = np.bincount(labels)
+        if shots.max() < 2:
+            return 1.0
+        rows = ops.convert_to_numpy(valid) > 0
+        return fit_temperature(ops.convert_to_numpy(logits)[rows], labels[rows])
+
+    def parameter_counts(self):
+        """How many numbers it takes to store the learner.
+
+        Sparse experts count as (value, position) pairs, twice their non-zero
+        entries, and dense ones as their values: SMAT appendix C.3.
+
+        Returns:
+            Dict of ints: `backbone`, `experts`, `hypernetwork` and `total`.
+        """
+        count = self.backbone.count_params()
+        return {
+            "backbone": count,
+            "experts": 0,
+            "hypernetwork": 0,
+            "total": count,
+        }
 
     def _with_weights(self, weights):
         backbone = clone_backbone(self.backbone)
@@ -443,6 +547,17 @@ _COMPILE_KEYS = (
     "steps_per_execution",
     "jit_compile",
 )
+
+
+def _check_temperature(temperature):
+    if temperature == "auto":
+        return
+    number = isinstance(temperature, int | float | np.number)
+    if not number or not 0.0 < temperature < float("inf"):
+        raise ValueError(
+            "Expected `temperature` as a positive number or 'auto'. "
+            f"Received: temperature={temperature!r}"
+        )
 
 
 class _Owned:

@@ -3,12 +3,8 @@ from keras import ops
 
 from keras_smat import functional as F
 from keras_smat._backend import vjp
-from keras_smat.experts import ExpertBank
 from keras_smat.layers.checks import check_choice
-from keras_smat.layers.task_hypernetwork import TaskHypernetwork
-from keras_smat.learners import expert_file
-from keras_smat.learners.meta_learner import MetaLearner
-from keras_smat.learners.meta_learner import freeze
+from keras_smat.learners.expert_learner import ExpertLearner
 from keras_smat.sparsity import SparsityController
 
 MASK_NOISES = ("none", "hard_concrete")
@@ -16,7 +12,7 @@ EVAL_SCORES = ("mean", "sample", "hard")
 
 
 @keras.saving.register_keras_serializable("keras_smat")
-class SMAT(MetaLearner):
+class SMAT(ExpertLearner):
     """Sparse meta-tuning: sparse interpolated experts, merged per task.
 
     The frozen backbone embeds the support; a hypernetwork turns the class
@@ -127,15 +123,22 @@ class SMAT(MetaLearner):
         **kwargs,
     ):
         arguments = dict(locals())
-        super().__init__(backbone, **kwargs)
+        bank = dict(
+            num_experts=num_experts,
+            granularity=granularity,
+            shared_delta=shared_delta,
+            sparse=target_sparsity is not None,
+            include=include,
+            exclude=exclude,
+            always_on=always_on,
+            eval_beta=eval_beta,
+            init_stddev=mask_init_stddev,
+        )
+        super().__init__(backbone, arguments, bank, **kwargs)
         check_choice("mask_noise", mask_noise, MASK_NOISES)
         check_choice("eval_scores", eval_scores, EVAL_SCORES)
         _check_share("kd_weight", kd_weight)
         _check_share("kd_pretrained", kd_pretrained)
-        # Everything of its own that `get_config` returns.
-        for name in ("self", "backbone", "kwargs", "__class__"):
-            arguments.pop(name)
-        self._arguments = arguments
         self.mask_noise = mask_noise
         self.eval_scores = eval_scores
         self.temperature_start = temperature_start
@@ -151,30 +154,6 @@ class SMAT(MetaLearner):
         self.kd_temperature = kd_temperature
         self.delta_l2 = delta_l2
         self.split = split
-        self.experts = ExpertBank(
-            self.backbone,
-            num_experts=num_experts,
-            granularity=granularity,
-            shared_delta=shared_delta,
-            sparse=target_sparsity is not None,
-            include=include,
-            exclude=exclude,
-            always_on=always_on,
-            eval_beta=eval_beta,
-            init_stddev=mask_init_stddev,
-            seed=seed,
-            dtype=self.dtype_policy,
-            name="experts",
-        )
-        freeze(self.backbone)
-        self.hypernetwork = TaskHypernetwork(
-            num_experts,
-            readout,
-            dtype=self.head.logit_dtype,
-            name="hypernetwork",
-        )
-        self.hypernetwork.build((self.max_way, self.backbone.output_shape[-1]))
-        self.controller = None
         if target_sparsity is not None:
             self.controller = SparsityController(
                 num_experts,
@@ -186,7 +165,6 @@ class SMAT(MetaLearner):
                 dtype=self.dtype_policy,
                 name="controller",
             )
-        self.seed_generator = keras.random.SeedGenerator(seed)
         self.tasks_seen = self.add_weight(
             name="tasks_seen",
             shape=(),
@@ -229,13 +207,7 @@ class SMAT(MetaLearner):
             self.temperature_steps = int(temperature_steps)
 
     def draw_noise(self, training=True):
-        """Uniform noise of one task.
-
-        Returns:
-            Dict of `scores` (M,) and `masks` (M, K), each `None` where the
-            settings ask for none.
-        """
-        noise = {"scores": None, "masks": None}
+        noise = super().draw_noise(training)
         shape = self.experts.noise_shape
         if training or self.eval_scores == "sample":
             noise["scores"] = self._uniform(shape[:1])
@@ -243,35 +215,12 @@ class SMAT(MetaLearner):
             noise["masks"] = self._uniform(shape)
         return noise
 
-    def _uniform(self, shape):
-        return keras.random.uniform(
-            shape, dtype=self.head.logit_dtype, seed=self.seed_generator
-        )
-
-    def encode_task(self, x):
-        """Merging weights (M,) of a task, as used at test time.
-
-        Args:
-            x: dict, see the class. Only the support is read.
-        """
-        return self._encode(x, False, self.draw_noise(training=False))[0]
-
-    def _encode(self, x, training, noise):
-        """Merging weights (M,), expert logits (M,), pretrained prototypes."""
-        prototypes, present = self.prototypes(self.pretrained_weights, x)
-        prototypes = ops.stop_gradient(prototypes)
-        logits = self.hypernetwork(prototypes, present, training=training)
-        scores = F.gumbel_sigmoid(
-            logits, ops.cast(self.temperature, logits.dtype), noise["scores"]
-        )
+    def scores(self, logits, training=False, noise=None):
+        temperature = ops.cast(self.temperature, logits.dtype)
+        scores = F.gumbel_sigmoid(logits, temperature, noise)
         if not training and self.eval_scores == "hard":
             scores = ops.round(scores)
-        return F.normalize_scores(scores), logits, (prototypes, present)
-
-    def adapt(self, x, training=False):
-        noise = self.draw_noise(training)
-        merging_weights, _, _ = self._encode(x, training, noise)
-        return self.experts.merge(merging_weights, training, noise["masks"])
+        return scores
 
     def compute_episode_loss(
         self, x, y, sample_weight=None, training=True, noise=None
@@ -437,43 +386,11 @@ class SMAT(MetaLearner):
         sparsity = ops.convert_to_numpy(self.experts.measured_sparsity())
         return {"sparsity": float(sparsity.mean())}
 
-    def _seed_states(self):
-        return super()._seed_states() + [self.seed_generator.state]
-
     def _expert_variables(self):
-        """What `fit` changes, by a name that is the same in every run."""
-        parts = [self.experts, self.hypernetwork, self.controller]
-        variables = {
-            f"{part.name}.{i}": variable
-            for part in parts
-            if part is not None
-            for i, variable in enumerate(part.weights)
-        }
+        variables = super()._expert_variables()
         variables["tasks_seen"] = self.tasks_seen
         variables["temperature"] = self.temperature
         return variables
-
-    def save_experts(self, path):
-        """Saves delta, masks and hypernetwork, not the backbone.
-
-        Args:
-            path: str or path that ends in `.npz`; written atomically.
-        """
-        expert_file.save(
-            path, self.backbone, self._expert_variables(), self._arguments
-        )
-
-    def load_experts(self, path):
-        """Loads what `save_experts` wrote, onto the same backbone.
-
-        Args:
-            path: str or path.
-
-        Raises:
-            ValueError: if the file belongs to another backbone or to other
-                arguments; names the first mismatch and changes nothing.
-        """
-        expert_file.load(path, self.backbone, self._expert_variables())
 
     def get_compile_config(self):
         config = super().get_compile_config()
@@ -482,11 +399,6 @@ class SMAT(MetaLearner):
             if self.controller is not None:
                 rate = self.controller.learning_rate
                 config["multiplier_learning_rate"] = rate
-        return config
-
-    def get_config(self):
-        config = super().get_config()
-        config.update(self._arguments)
         return config
 
 

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from tools import SIZE
 from tools import array
+from tools import assert_same
 from tools import cnn_backbone
 from tools import make_episodes
 from tools import make_smat
 
 import keras_smat
+from keras_smat.calibration import fit_temperature
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,68 @@ def test_probabilities_are_those_of_the_learner(distance, episode):
     actual = model.predict(episode["query_images"], verbose=0)
     assert actual.shape == (len(episode["query_images"]), 3)
     assert np.abs(actual - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_temperature_from_the_support(distance):
+    """It is that of images that are left out in turn."""
+    learner = make_smat(distance=distance)
+    x = make_episodes(way=3, shot=4)[0][0]
+    model = learner.build_classifier(*support(x), temperature="auto")
+    features = array(learner.embed(learner.adapt(x), x["support_images"]))
+    labels, rows = x["support_labels"], []
+    for i in range(len(labels)):
+        rest = np.arange(len(labels)) != i
+        prototypes = np.stack(
+            [features[rest & (labels == c)].mean(0) for c in range(3)]
+        )
+        rows.append(array(learner.head(features[i : i + 1], prototypes))[0])
+    temperature = fit_temperature(np.stack(rows), labels)
+    assert not 0.99 < temperature < 1.01
+    logits = learner.predict(x)[:, :3].astype("float64")
+    actual = model.predict(x["query_images"], verbose=0)
+    assert np.abs(actual - softmax(logits / temperature)).max() < 1e-4
+
+
+def test_temperature_by_hand_and_without_shots(learner, episode):
+    images = episode["query_images"]
+    logits = learner.predict(episode)[:, :3].astype("float64")
+    for temperature in (2.5, 4):
+        model = learner.build_classifier(
+            *support(episode), temperature=temperature
+        )
+        actual = model.predict(images, verbose=0)
+        assert np.abs(actual - softmax(logits / temperature)).max() < 1e-5
+    for bad in (0, -1.0, "best", float("inf")):
+        with pytest.raises(ValueError, match="`temperature`"):
+            learner.build_classifier(*support(episode), temperature=bad)
+    # One image per class: nothing can be left out.
+    x = make_episodes(way=3, shot=1)[0][0]
+    plain, auto = (
+        learner.build_classifier(*support(x), temperature=t)
+        for t in (1.0, "auto")
+    )
+    assert_same(auto.get_weights(), plain.get_weights())
+
+
+def test_classes_with_one_image_do_not_calibrate(learner):
+    x = make_episodes(way=3, shot=3)[0][0]
+    first = np.flatnonzero(x["support_labels"] == 2)[0]
+    keep = np.append(np.flatnonzero(x["support_labels"] != 2), first)
+    x = {k: x[k][keep] for k in ("support_images", "support_labels")}
+    features = learner.embed(learner.task_weights(x), x["support_images"])
+    labels = x["support_labels"]
+    logits, valid = learner.head.leave_one_out(features, labels, 3)
+    assert array(valid).tolist() == [1.0] * 6 + [0.0]
+    temperature = fit_temperature(array(logits)[:6], labels[:6])
+    plain, auto = (
+        learner.build_classifier(*support(x), temperature=t)
+        .get_layer("prototypes")
+        .kernel
+        for t in (1.0, "auto")
+    )
+    ratio = array(plain) / array(auto)
+    np.testing.assert_allclose(ratio, temperature, rtol=1e-3)
 
 
 def test_class_names(learner, episode):

@@ -152,9 +152,12 @@ def train(name, arguments, precision):
         loss, pullback = _backend.vjp(loss_of, values)
         return loss, pullback(ops.ones_like(loss))
 
+    out = {}
+    if name == "recommended":
+        out = adapted(learner, episodes[0][0], precision)
     values = [ops.convert_to_tensor(v.value) for v in variables]
     loss, gradients = loss_and_gradients(values)
-    out = {f"{name}/first/loss": loss}
+    out[f"{name}/first/loss"] = loss
     for v, gradient in zip(variables, gradients):
         out[f"{name}/first/gradient of {v.name}"] = gradient
 
@@ -174,6 +177,31 @@ def train(name, arguments, precision):
     out[f"{name}/end/losses"] = np.array(losses, precision)
     out[f"{name}/end/logits"] = learner.predict(episodes[0][0])
     return {k: np.array(array(v)) for k, v in out.items()}
+
+
+def adapted(learner, x, precision):
+    """What every adapter adds to the weights of a task."""
+    import numpy as np
+    from tools import array
+
+    import keras_smat
+
+    settings = dict(learning_rate=1e-3, steps=4)
+    adapters = {
+        "search": keras_smat.ExpertSearch(acceptance=0.8),
+        "full": keras_smat.FullFineTune(**settings),
+        "lora": keras_smat.LoRAFineTune(targets=["hidden"], **settings),
+        "norm": keras_smat.LayerNormTune(**settings),
+        "full_smat": keras_smat.FullSMATFineTune(**settings),
+    }
+    before = learner.task_weights(x)
+    out = {}
+    for kind, adapter in adapters.items():
+        after = learner.task_weights(x, adapter)
+        changes = [(array(a) - array(b)).ravel() for a, b in zip(after, before)]
+        # Late: Adam's first steps go by the signs of small gradients too.
+        out[f"adapted/end/{kind}"] = np.concatenate(changes).astype(precision)
+    return out
 
 
 if __name__ == "__main__":

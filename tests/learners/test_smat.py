@@ -23,17 +23,6 @@ from keras_smat import data
 from keras_smat import recipes
 
 
-@pytest.fixture
-def float64(monkeypatch):
-    from keras.src.backend.common import dtypes
-
-    # Else Keras rounds most results to float32, save on TensorFlow.
-    monkeypatch.setitem(dtypes.BIT64_TO_BIT32_DTYPE, "float64", "float64")
-    keras.config.set_floatx("float64")
-    yield
-    keras.config.set_floatx("float32")
-
-
 @pytest.mark.parametrize("make", [dense_backbone, cnn_backbone])
 def test_without_a_delta_it_is_the_pretrained_model(make):
     backbone = make(dropout=0.3)
@@ -72,6 +61,9 @@ def test_eval_scores():
     sample = make_smat(eval_scores="sample")
     first, second = (array(sample.encode_task(x)) for _ in range(2))
     assert np.abs(first - second).max() > 1e-4
+    # Compiled, the random state moves on as well.
+    first, second = (sample.task_weights(x) for _ in range(2))
+    assert distance(first, second) > 1e-5
     hard = make_smat(eval_scores="hard")
     hard.hypernetwork.keys.assign(20.0 * array(hard.hypernetwork.keys))
     a = array(hard.encode_task(x))

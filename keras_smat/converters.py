@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 
 import numpy as np
 
@@ -59,8 +60,11 @@ def load_npz(path):
     Raises:
         ValueError: An array is missing or has another shape.
     """
-    with np.load(path) as arrays:
-        state = {name: arrays[name] for name in arrays.files}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            state = {name: arrays[name] for name in arrays.files}
+    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise _unreadable(path) from error
     return convert_state(state, None), (IMAGENET_MEAN, IMAGENET_STD)
 
 
@@ -148,6 +152,7 @@ def _read_safetensors(path):
             f"Received: {os.fspath(path)!r} with {sorted(os.listdir(path))}"
         )
     try:
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
     except ImportError as error:
         raise ImportError(
@@ -156,8 +161,19 @@ def _read_safetensors(path):
         ) from error
     state = {}
     for name in names:
-        state.update(load_file(os.path.join(path, name)))
+        file = os.path.join(path, name)
+        try:
+            state.update(load_file(file))
+        except SafetensorError as error:
+            raise _unreadable(file) from error
     return state
+
+
+def _unreadable(path):
+    return ValueError(
+        "Expected a file of arrays that can be read. "
+        f"Received: {os.fspath(path)!r}, which is damaged or something else"
+    )
 
 
 def _without_prefix(state):

@@ -181,7 +181,8 @@ class ExpertBank(keras.layers.Layer):
 
     def merge_with_statistics(self, merging_weights, training, noise=None):
         """`merge`, E[L0] (M,) and share of exact zeros (M,), in one pass."""
-        merging_weights = ops.cast(merging_weights, self.delta.dtype)
+        dtype = self.mask.logits.dtype
+        merging_weights = ops.cast(merging_weights, dtype)
         if not self.sparse or self.mask.num_entries == 0:
             merged, (nonzero, zeros) = None, (0.0, 0.0)
         elif self.shared_delta:
@@ -203,7 +204,7 @@ class ExpertBank(keras.layers.Layer):
         for i, update in zip(self._positions, updates):
             weights[i] = weights[i] + ops.cast(update, weights[i].dtype)
         expected = (nonzero + self._num_on) / self.num_parameters
-        ones = ops.ones((self.num_experts,), self.delta.dtype)
+        ones = ops.ones((self.num_experts,), dtype)
         return weights, ones * expected, ones * zeros / self.num_parameters
 
     @property
@@ -217,7 +218,7 @@ class ExpertBank(keras.layers.Layer):
             masks = [1.0] * len(self._shapes)
         else:
             masks = self.mask.split(merged)
-        delta = ops.convert_to_tensor(self.delta.value)
+        delta = ops.cast(self.delta.value, self.mask.logits.dtype)
         if self.shared_delta:
             on = ops.sum(merging_weights)
             pieces = _split(delta[0], self._cuts)
@@ -245,7 +246,7 @@ class ExpertBank(keras.layers.Layer):
         Returns:
             List of tensors (M, ...), one per weight with experts.
         """
-        delta = ops.convert_to_tensor(self.delta.value)
+        delta = ops.cast(self.delta.value, self.mask.logits.dtype)
         masks = self.mask(training=training)
         return [
             ops.reshape(piece, piece.shape[:1] + shape) * mask
@@ -264,7 +265,7 @@ class ExpertBank(keras.layers.Layer):
         Returns:
             List of tensors, aligned with `backbone.weights`.
         """
-        merging_weights = ops.cast(merging_weights, self.delta.dtype)
+        merging_weights = ops.cast(merging_weights, self.mask.logits.dtype)
         weights = [w.value for w in self.backbone.weights]
         for i, update in zip(self._positions, updates):
             merged = ops.tensordot(merging_weights, update, axes=1)

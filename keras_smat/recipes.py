@@ -92,6 +92,9 @@ def get(name, learner, total_steps=None):
     learner.compile(**recipe)
     ```
 
+    The multipliers' rate is constant; the released code warms it up and
+    decays it with the others.
+
     Reference: the released configuration of SMAT; PMF's README.
     """
     _check(name)
@@ -184,7 +187,7 @@ def _paper_groups(learner, steps):
         "delta$": optimizers.SGD(
             schedule(1e-4), momentum=0.9, gradient_accumulation_steps=every
         ),
-        "hypernetwork": optimizers.AdamW(
+        "hypernetwork|logit_scale": optimizers.AdamW(
             schedule(1e-4),
             weight_decay=1e-2,
             global_clipnorm=1.0,
@@ -204,7 +207,7 @@ def _recommended_groups(learner, steps):
     optimizers = keras.optimizers
     groups = {
         "delta$": optimizers.Adam(_schedule(1e-4, steps)),
-        "hypernetwork": optimizers.AdamW(
+        "hypernetwork|logit_scale": optimizers.AdamW(
             _schedule(1e-3, steps), weight_decay=1e-2, global_clipnorm=1.0
         ),
     }

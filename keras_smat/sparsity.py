@@ -88,6 +88,7 @@ class SparsityController(keras.layers.Layer):
         self._sparsity_sum = state("sparsity_sum", (self.num_experts,))
         self._ascent_sum = state("ascent_sum", (self.num_experts,))
         self._num_tasks = state("num_tasks", ())
+        self._num_updates = state("num_updates", ())
         self.built = True
 
     def penalty(self, expected_nonzero, sparsity, merging_weights):
@@ -121,17 +122,25 @@ class SparsityController(keras.layers.Layer):
         self._num_tasks.assign_add(1.0)
 
     def update(self, tasks_per_step=1):
-        """Moves the multipliers once `tasks_per_step` tasks were observed."""
-        due = self._num_tasks >= tasks_per_step
+        """Moves the multipliers at every `tasks_per_step`-th call.
+
+        It counts its calls, not the tasks observed: a loss that is computed
+        outside of training must not shift it against the optimizer.
+        """
+        self._num_updates.assign_add(1.0)
+        due = self._num_updates >= tasks_per_step
         count = ops.maximum(self._num_tasks, 1.0)
         sparsity = self._sparsity_sum / count
         current = ops.convert_to_tensor(self.multipliers.value)
-        moved = current + self.learning_rate * self._ascent_sum / count
+        # The reset comes first, as released: unless projected, the ascent
+        # then takes a satisfied multiplier a little below zero.
+        moved = ops.where(sparsity > self.target_sparsity, 0.0, current)
+        moved = moved + self.learning_rate * self._ascent_sum / count
         if self.project:
             moved = ops.maximum(moved, 0.0)
-        moved = ops.where(sparsity > self.target_sparsity, 0.0, moved)
         self.multipliers.assign(ops.where(due, moved, current))
-        for total in (self._sparsity_sum, self._ascent_sum, self._num_tasks):
+        totals = (self._sparsity_sum, self._ascent_sum)
+        for total in (*totals, self._num_tasks, self._num_updates):
             value = ops.convert_to_tensor(total.value)
             total.assign(ops.where(due, ops.zeros_like(value), value))
 

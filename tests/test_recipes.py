@@ -181,3 +181,9 @@ def sgd():
 def test_groups_must_cover_every_variable_once(patterns, match):
     with pytest.raises(ValueError, match=match):
         recipes.group_optimizers({p: sgd() for p in patterns}, make_smat())
+
+
+@pytest.mark.parametrize("name", recipes.NAMES)
+def test_a_trained_scale_has_an_optimizer(name):
+    learner = make_smat(learn_scale=True)
+    assert recipes.get(name, learner, total_steps=8)["optimizer"]

@@ -117,6 +117,24 @@ def test_projection(project):
     close(layer.multipliers, [0.0 if project else moved, RATE * 0.5 * 0.4])
 
 
+@pytest.mark.parametrize("project", [True, False])
+def test_a_satisfied_multiplier_is_reset_before_the_ascent(project):
+    layer = controller((1.0, 0.0), project=project)
+    step(layer, ([TAU + 0.05, TAU], [1.0, 1.0]))
+    close(layer.multipliers, [0.0 if project else -RATE * 0.05, 0.0])
+
+
+def test_a_loss_outside_of_training_does_not_shift_the_update():
+    layer = controller()
+    stray = ops.convert_to_tensor([0.1, 0.1])
+    layer.observe(stray, stray)
+    for i in range(8):
+        before = array(layer.multipliers)
+        step(layer, ([0.1, 0.1], [0.5, 0.5]), tasks_per_step=4)
+        moved = (array(layer.multipliers) != before).all()
+        assert moved == (i % 4 == 3)
+
+
 def test_multipliers_move_once_per_optimizer_step():
     layer = controller()
     tasks = [([0.1 * i, 0.5], [0.2, 0.1 * i]) for i in range(1, 5)]

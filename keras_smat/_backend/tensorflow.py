@@ -89,7 +89,7 @@ class EpisodicTrainer(keras.Model):
         )
         self.finish_step()
         self._loss_tracker.update_state(
-            loss, sample_weight=tf.shape(x["support_images"])[0]
+            loss, sample_weight=tf.shape(x["query_images"])[0]
         )
         return self.compute_metrics(x, y, logits, sample_weight)
 

@@ -155,6 +155,6 @@ class EpisodicTrainer(keras.Model):
             self.optimizer.apply(gradients, variables)
             self.finish_step()
             self._loss_tracker.update_state(
-                loss.detach(), sample_weight=len(x["support_images"])
+                loss.detach(), sample_weight=len(x["query_images"])
             )
             return self.compute_metrics(x, y, logits, sample_weight)

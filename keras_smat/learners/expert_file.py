@@ -88,11 +88,6 @@ def _describe(backbone):
 
 
 def _check_backbone(path, saved, present):
-    if len(saved) != len(present):
-        raise ValueError(
-            f"The experts in {path} belong to a backbone with {len(saved)} "
-            f"weights. Received: a backbone with {len(present)} weights"
-        )
     for theirs, ours in zip(saved, present):
         # Names carry counters that differ between runs: shape and content
         # decide.
@@ -104,3 +99,11 @@ def _check_backbone(path, saved, present):
                 f"Expected shape {theirs[1]} and hash {theirs[2]}. Received: "
                 f"shape {ours[1]} and hash {ours[2]}"
             )
+    if len(saved) != len(present):
+        longer = max(saved, present, key=len)
+        first = longer[min(len(saved), len(present))][0]
+        raise ValueError(
+            f"The experts in {path} belong to a backbone with {len(saved)} "
+            f"weights. Received: a backbone with {len(present)} weights; the "
+            f"first that only one of them has is {first!r}"
+        )

@@ -6,7 +6,6 @@ from keras_smat.experts import ExpertBank
 from keras_smat.layers.task_hypernetwork import TaskHypernetwork
 from keras_smat.learners import expert_file
 from keras_smat.learners.meta_learner import MetaLearner
-from keras_smat.learners.meta_learner import freeze
 
 
 class ExpertLearner(MetaLearner):
@@ -37,7 +36,7 @@ class ExpertLearner(MetaLearner):
             name="experts",
             **bank,
         )
-        freeze(self.backbone)
+        self.freeze_backbone()
         self.hypernetwork = TaskHypernetwork(
             self.experts.num_experts,
             arguments["readout"],

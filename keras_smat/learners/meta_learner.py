@@ -10,8 +10,8 @@ from keras_smat._backend import jit
 from keras_smat._backend import map_chunks
 from keras_smat._backend import vjp
 from keras_smat.calibration import fit_temperature
-from keras_smat.data.episode import check_images
 from keras_smat.data.episode import check_support
+from keras_smat.files import replacing
 from keras_smat.layers.checks import check_positive
 from keras_smat.layers.prototype_head import PrototypeHead
 from keras_smat.learners import training_data
@@ -83,8 +83,37 @@ class MetaLearner(EpisodicTrainer):
         )
         # What a task may change, by position in `backbone.weights`.
         self._tunable = tuple(i for i, w in enumerate(weights) if w.trainable)
+        self._trains_backbone = True
         _freeze_statistics(self.backbone)
         self._programs = {}
+
+    def freeze_backbone(self):
+        """Nothing of the backbone trains, whatever `trainable` is set to."""
+        self._trains_backbone = False
+        freeze(self.backbone)
+
+    @property
+    def trainable(self):
+        return super().trainable
+
+    @trainable.setter
+    def trainable(self, value):
+        keras.Model.trainable.fset(self, value)
+        if not hasattr(self, "_trains_backbone"):
+            return  # Keras sets it first in its own constructor.
+        # It reached all layers: what was frozen must be so again.
+        _freeze_statistics(self.backbone)
+        if not self._trains_backbone:
+            freeze(self.backbone)
+
+    @property
+    def compute_dtype(self):
+        """That of the variables: the layers inside cast for themselves.
+
+        Else Keras would hand out half-precision weights in `call`, and what a
+        task adds to them would be rounded away.
+        """
+        return self.variable_dtype
 
     @property
     def tunable(self):
@@ -93,8 +122,9 @@ class MetaLearner(EpisodicTrainer):
 
     @property
     def image_size(self):
-        """Tuple (H, W) of the images that the backbone takes."""
-        return tuple(self.backbone.input_shape[1:3])
+        """Tuple (H, W) of the images; `None` if the backbone takes any."""
+        size = tuple(self.backbone.input_shape[1:3])
+        return None if None in size else size
 
     @property
     def pretrained_weights(self):
@@ -363,10 +393,24 @@ class MetaLearner(EpisodicTrainer):
             Array of logits.
         """
         if isinstance(x, dict):
-            for name in ("support_images", "query_images"):
-                check_images(x[name], self.image_size, name)
+            training_data.check_episode(self, x)
             return ops.convert_to_numpy(self.predict_on_batch(x))
+        training_data.check(self, x, "x")
         return super().predict(x, *args, **kwargs)
+
+    def save(self, filepath, overwrite=True, **kwargs):
+        """As in Keras; an interruption leaves the file that was there."""
+        if not overwrite or kwargs.get("zipped") is False:
+            return super().save(filepath, overwrite=overwrite, **kwargs)
+        with replacing(filepath) as temporary:
+            super().save(temporary, **kwargs)
+
+    def save_weights(self, filepath, overwrite=True, **kwargs):
+        """As in Keras; an interruption leaves the file that was there."""
+        if not overwrite or kwargs.get("max_shard_size") is not None:
+            return super().save_weights(filepath, overwrite, **kwargs)
+        with replacing(filepath) as temporary:
+            super().save_weights(temporary, **kwargs)
 
     def export_backbone(self, support_images, support_labels, adapter=None):
         """A plain Keras backbone with the weights of one task.

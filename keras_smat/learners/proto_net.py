@@ -1,7 +1,6 @@
 import keras
 
 from keras_smat.learners.meta_learner import MetaLearner
-from keras_smat.learners.meta_learner import freeze
 
 
 @keras.saving.register_keras_serializable("keras_smat")
@@ -33,7 +32,7 @@ class ProtoNet(MetaLearner):
     def __init__(self, backbone, trainable=False, **kwargs):
         super().__init__(backbone, **kwargs)
         if not trainable:
-            freeze(self.backbone)
+            self.freeze_backbone()
         self.trains_backbone = bool(trainable)
         self.built = True
 

@@ -3,6 +3,7 @@ from keras import ops
 
 from keras_smat import functional as F
 from keras_smat._backend import vjp
+from keras_smat.data.arguments import check_integer
 from keras_smat.layers.checks import check_choice
 from keras_smat.learners.expert_learner import ExpertLearner
 from keras_smat.sparsity import SparsityController
@@ -64,7 +65,8 @@ class SMAT(ExpertLearner):
             Defaults to `1`.
         teacher_lr: float. Defaults to `5e-3`.
         kd_weight: float in [0, 1], weight of distillation against the
-            cross-entropy. Defaults to `0.25`.
+            cross-entropy, which has the rest: all of it where nobody
+            teaches. Defaults to `0.25`.
         kd_pretrained: float in [0, 1], share of the distillation that goes to
             the pretrained model. Defaults to `0.0`.
         kd_temperature: float. Defaults to `2.0`.
@@ -139,6 +141,9 @@ class SMAT(ExpertLearner):
         check_choice("eval_scores", eval_scores, EVAL_SCORES)
         _check_share("kd_weight", kd_weight)
         _check_share("kd_pretrained", kd_pretrained)
+        check_integer("inner_steps", inner_steps, 0)
+        check_integer("teacher_steps", teacher_steps, 0)
+        check_integer("temperature_steps", temperature_steps, 1)
         self.mask_noise = mask_noise
         self.eval_scores = eval_scores
         self.temperature_start = temperature_start
@@ -204,7 +209,9 @@ class SMAT(ExpertLearner):
         if self.controller is not None:
             self.controller.learning_rate = float(multiplier_learning_rate)
         if temperature_steps is not None:
-            self.temperature_steps = int(temperature_steps)
+            self.temperature_steps = check_integer(
+                "temperature_steps", temperature_steps, 1
+            )
 
     def draw_noise(self, training=True):
         noise = super().draw_noise(training)
@@ -275,39 +282,37 @@ class SMAT(ExpertLearner):
         weights, features, prototypes, present = self._adapt_on_support(
             weights, x
         )
-        teaches = self.kd_weight * (1.0 - self.kd_pretrained) > 0.0
-        teaches = teaches and self.teacher_steps > 0
-        if teaches:
+        pretrained_weight = self.kd_weight * self.kd_pretrained
+        teacher_weight = self.kd_weight - pretrained_weight
+        if not self.teacher_steps:
+            teacher_weight = 0.0
+        if teacher_weight:
             features, pullback = self.embed_with_pullback(
                 weights, x["query_images"]
             )
-        elif self.split:
+        elif self.split or self.inner_steps:
             features = self.embed(weights, x["query_images"], training=True)
         logits = self.head(features, prototypes, present)
-        loss = (1.0 - self.kd_weight) * F.cross_entropy(
-            logits, y, sample_weight
-        )
+        share = 1.0 - teacher_weight - pretrained_weight
+        loss = share * F.cross_entropy(logits, y, sample_weight)
 
         def distill(teacher, weight):
             return weight * F.distillation_loss(
                 logits, teacher, self.kd_temperature, sample_weight
             )
 
-        if teaches:
+        if teacher_weight:
             teacher = self._teacher_logits(
                 weights, features, pullback, prototypes, present, x, y,
                 sample_weight,
             )  # fmt: skip
-            loss = loss + distill(
-                teacher, self.kd_weight * (1.0 - self.kd_pretrained)
-            )
-        if self.kd_weight * self.kd_pretrained > 0.0:
+            loss = loss + distill(teacher, teacher_weight)
+        if pretrained_weight:
             pretrained_features = self.embed(
                 self.pretrained_weights, x["query_images"]
             )
             loss = loss + distill(
-                self.head(pretrained_features, *pretrained),
-                self.kd_weight * self.kd_pretrained,
+                self.head(pretrained_features, *pretrained), pretrained_weight
             )
         return loss, logits
 

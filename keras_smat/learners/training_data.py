@@ -1,40 +1,122 @@
-"""What `fit` and `evaluate` ask of their data."""
+"""What `fit`, `evaluate` and `predict` ask of their data."""
 
 import types
 
 import keras
+import numpy as np
+
+from keras_smat.data.base import Episodes
+from keras_smat.data.episode import check_images
+
+_NAMES = ("support_images", "support_labels", "query_images")
 
 
 def check(learner, data, name):
     """Refuses data that would train or count wrongly, before it runs."""
-    if isinstance(data, keras.utils.PyDataset):
-        _check_episodes(learner, data, name)
-    elif keras.backend.backend() == "tensorflow":
-        unknown = isinstance(data, types.GeneratorType)
-        if hasattr(data, "cardinality"):
-            unknown = int(data.cardinality()) == -2
-        if unknown:
-            raise ValueError(
-                f"`{name}` must have a known length: on TensorFlow, Keras "
-                "reports wrong metrics and takes one step too many on data of "
-                "unknown length. Use a `keras_smat.data.EpisodeDataset`, or "
-                "add `dataset.apply(tf.data.experimental.assert_cardinality"
-                f"(n))`. Received: {type(data).__name__} of unknown length"
-            )
-
-
-def _check_episodes(learner, data, name):
-    way = getattr(data, "max_way", None)
-    if way is not None and way > learner.max_way:
+    if isinstance(data, Episodes):
+        _check_shapes(learner, data, name)
+    elif isinstance(data, keras.utils.PyDataset):
+        # Nobody has checked these: the first one stands for all.
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(data[0])
+        check_episode(learner, x, y, f"{name}[0]")
+    elif isinstance(data, dict | np.ndarray):
         raise ValueError(
-            f"Episodes of `{name}` have up to {way} classes, more than the "
-            f"learner's `max_way`. Received: max_way={learner.max_way}"
+            f"Expected `{name}` as a dataset of episodes, such as "
+            "`keras_smat.data.EpisodeDataset`; `train_on_batch` and "
+            "`test_on_batch` take a single one. "
+            f"Received: {name} of type {type(data).__name__}"
         )
-    size = getattr(data, "image_size", None)
-    if size is not None and tuple(size) != learner.image_size:
+    elif keras.backend.backend() == "tensorflow":
+        _check_length(data, name)
+
+
+def check_episode(learner, x, y=None, name="x"):
+    """Refuses an episode that breaks the contract.
+
+    Args:
+        learner: `MetaLearner` that takes it.
+        x: dict of `support_images` (S, H, W, C), `support_labels` (S,) and
+            `query_images` (Q, H, W, C), arrays.
+        y: optional int array (Q,). Defaults to `None`.
+        name: str, how errors call `x`. Defaults to `"x"`.
+    """
+    if not isinstance(x, dict) or any(key not in x for key in _NAMES):
+        raise ValueError(
+            f"Expected `{name}` as a dict with {list(_NAMES)}. Received: "
+            f"{sorted(x) if isinstance(x, dict) else type(x).__name__}"
+        )
+    for key in ("support_images", "query_images"):
+        label = f"{name}[{key!r}]"
+        images = check_images(x[key], learner.image_size, label)
+        _check_channels(learner, images.shape[-1], label)
+    support = _check_labels(
+        x["support_labels"],
+        len(x["support_images"]),
+        (-1, learner.max_way - 1),
+        f"{name}['support_labels']",
+    )
+    if support.max() < 0:
+        raise ValueError(
+            f"Expected a support image in `{name}`. Received: labels -1 "
+            "(padding) alone"
+        )
+    if y is not None:
+        _check_labels(y, len(x["query_images"]), (0, learner.max_way - 1), "y")
+
+
+def _check_labels(labels, count, bounds, name):
+    labels = np.asarray(labels)
+    integers = np.issubdtype(labels.dtype, np.integer)
+    if not integers or labels.shape != (count,):
+        raise ValueError(
+            f"Expected `{name}` as {count} integers, one per image. "
+            f"Received: shape {labels.shape}, dtype {labels.dtype}"
+        )
+    if labels.min() < bounds[0] or labels.max() > bounds[1]:
+        raise ValueError(
+            f"Expected `{name}` between {bounds[0]} and {bounds[1]}, the "
+            "learner's `max_way` less one. "
+            f"Received: labels from {labels.min()} to {labels.max()}"
+        )
+    return labels
+
+
+def _check_channels(learner, channels, name):
+    expected = learner.backbone.input_shape[-1]
+    if expected not in (None, channels):
+        raise ValueError(
+            f"Images of `{name}` must have the {expected} channels that the "
+            f"backbone takes. Received: {channels} channels"
+        )
+
+
+def _check_shapes(learner, data, name):
+    if data.max_way > learner.max_way:
+        raise ValueError(
+            f"Episodes of `{name}` have up to {data.max_way} classes, more "
+            "than the learner's `max_way`. "
+            f"Received: max_way={learner.max_way}"
+        )
+    size = tuple(data.image_size)
+    if learner.image_size not in (None, size):
         raise ValueError(
             f"Images of `{name}` must have the size that the backbone takes, "
-            f"{learner.image_size}. Received: {tuple(size)}"
+            f"{learner.image_size}. Received: {size}"
+        )
+    _check_channels(learner, data.image_shape[-1], name)
+
+
+def _check_length(data, name):
+    unknown = isinstance(data, types.GeneratorType)
+    if hasattr(data, "cardinality"):
+        unknown = int(data.cardinality()) == -2
+    if unknown:
+        raise ValueError(
+            f"`{name}` must have a known length: on TensorFlow, Keras "
+            "reports wrong metrics and takes one step too many on data of "
+            "unknown length. Use a `keras_smat.data.EpisodeDataset`, or "
+            "add `dataset.apply(tf.data.experimental.assert_cardinality"
+            f"(n))`. Received: {type(data).__name__} of unknown length"
         )
 
 

@@ -111,6 +111,24 @@ def test_a_snapshot_of_another_model_is_refused(tmp_path):
         train(other, [BackupAndRestore(tmp_path)])
 
 
+@pytest.mark.parametrize("name", ["mine.keras", "mine.weights.h5"])
+def test_an_interrupted_save_leaves_the_last_file(name, tmp_path, monkeypatch):
+    learner = make_smat()
+    path = tmp_path / name
+    save = learner.save if name.endswith(".keras") else learner.save_weights
+    save(path)
+    before = path.read_bytes()
+
+    def interrupted(store):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(learner, "save_own_variables", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
 def test_delete_checkpoint(tmp_path):
     train(new_learner(), [BackupAndRestore(tmp_path, delete_checkpoint=True)])
     assert list(tmp_path.iterdir()) == []
@@ -175,8 +193,12 @@ def test_experts_of_another_backbone_are_refused(tmp_path):
     before = arrays(other.variables)
     with pytest.raises(ValueError, match="features/kernel.*other values"):
         other.load_experts(path)
-    with pytest.raises(ValueError, match="weights"):
+    with pytest.raises(ValueError, match="conv/kernel.*other shape"):
         make_smat(cnn_backbone()).load_experts(path)
+    hidden = backbone.get_layer("hidden").output
+    shorter = keras.Model(backbone.inputs, hidden)
+    with pytest.raises(ValueError, match="only one of them has is 'feature"):
+        make_smat(shorter).load_experts(tmp_path / "experts.npz")
     assert_same(arrays(other.variables), before)
 
 

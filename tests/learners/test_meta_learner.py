@@ -262,6 +262,73 @@ def test_predict_takes_an_episode_or_a_dataset():
     np.testing.assert_allclose(together, np.concatenate(rows), 1e-4, 1e-5)
 
 
+def test_predict_refuses_episodes_that_do_not_fit():
+    learner = make_smat(max_way=3)
+    with pytest.raises(ValueError, match="up to 5 classes"):
+        learner.predict(make_episodes(way=5), verbose=0)
+    x = make_episodes()[0][0]
+
+    def wrong(match, **changes):
+        with pytest.raises(ValueError, match=match):
+            learner.predict({**x, **changes})
+
+    labels, images = x["support_labels"], x["support_images"]
+    wrong(r"\['support_labels'\]` between -1 and 2", support_labels=labels + 7)
+    wrong("a support image in `x`", support_labels=0 * labels - 1)
+    wrong("integers, one per image", support_labels=labels[:-1])
+    wrong("integers, one per image", support_labels=labels.astype("float32"))
+    wrong("uint8 pixels", query_images=x["query_images"] / 255.0)
+    wrong("3 channels.*Received: 1", support_images=images[..., :1])
+    with pytest.raises(ValueError, match="as a dict with"):
+        learner.predict({"support_images": images})
+
+
+@pytest.mark.parametrize("verb", ["fit", "evaluate"])
+def test_datasets_of_others_are_checked_by_their_first_episode(verb):
+    class Mine(keras.utils.PyDataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            x, y, _ = make_episodes(2)[index]
+            return x, y + 9
+
+    learner = make_smat()
+    learner.compile()
+    with pytest.raises(ValueError, match="`y` between 0 and 4"):
+        getattr(learner, verb)(Mine(), verbose=0)
+    x, y, _ = make_episodes()[0]
+    with pytest.raises(ValueError, match="as a dataset of episodes.*dict"):
+        getattr(learner, verb)(x, y, verbose=0)
+
+
+def test_a_backbone_of_any_image_size_takes_any():
+    inputs = keras.Input((None, None, 3))
+    x = keras.layers.Rescaling(1 / 128)(inputs)
+    x = keras.layers.Conv2D(4, 3)(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    learner = ProtoNet(keras.Model(inputs, x), max_way=3)
+    assert learner.image_size is None
+    learner.compile()
+    episodes = make_episodes()
+    learner.evaluate(episodes, verbose=0)
+    x = episodes[0][0]
+    model = learner.build_classifier(x["support_images"], x["support_labels"])
+    assert model.predict(x["query_images"], verbose=0).shape == (9, 3)
+
+
+@pytest.mark.parametrize(
+    "make", [make_smat, lambda: ProtoNet(cnn_backbone(), trainable=True)]
+)
+def test_trainable_off_and_on_trains_what_it_trained_before(make):
+    learner = make()
+    before = [v.path for v in learner.trainable_variables]
+    learner.trainable = False
+    assert learner.trainable_variables == []
+    learner.trainable = True
+    assert [v.path for v in learner.trainable_variables] == before
+
+
 class _Fixed(MetaLearner):
     """The least that a new learner has to write."""
 

@@ -380,3 +380,27 @@ def test_the_recommended_recipe_holds_the_target(target):
     error = np.abs(np.stack(seen) - target).max(axis=1)
     assert error[-1] < 0.01, error
     assert (error[int(0.7 * len(error)) :] < 0.01).all(), error
+
+
+def quiet_loss(backbone, **settings):
+    keras.utils.set_random_seed(0)
+    learner = make_smat(backbone, **settings)
+    noise = {"scores": None, "masks": None}
+    loss, _ = learner.compute_episode_loss(*make_episodes()[0], noise=noise)
+    return float(array(loss))
+
+
+def test_queries_are_embedded_after_the_inner_step_of_a_pool():
+    """With a teacher or without one, whose share of the loss is nothing."""
+    backbone = dense_backbone()
+    settings = dict(split=False, inner_steps=1, inner_lr=0.5)
+    alone = quiet_loss(backbone, kd_weight=0.0, **settings)
+    taught = quiet_loss(backbone, kd_weight=1e-9, **settings)
+    assert alone == pytest.approx(taught, rel=1e-5)
+
+
+def test_without_a_teacher_the_cross_entropy_has_the_whole_weight():
+    backbone = dense_backbone()
+    assert quiet_loss(backbone, teacher_steps=0) == quiet_loss(
+        backbone, kd_weight=0.0
+    )

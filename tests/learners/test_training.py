@@ -146,6 +146,16 @@ def test_several_steps_per_execution():
     assert other["accuracy"] == pytest.approx(history["accuracy"])
 
 
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_half_precision_trains(name, policy):
+    policy(name)
+    learner = make_smat(target_sparsity=0.5)
+    sgd_groups(learner, every=None)
+    history = learner.fit(make_episodes(2), verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert learner.experts.mask.logits.dtype == "float32"
+
+
 @pytest.mark.parametrize("name", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision(name, policy, tmp_path):
     policy(name)
@@ -180,6 +190,16 @@ def test_merged_weights_keep_the_float32_delta(policy):
     for merged, own in zip(learner.adapt(x), learner.pretrained_weights):
         assert keras.backend.standardize_dtype(merged.dtype) == "float32"
         assert distance([merged], [own]) > 0
+
+
+def test_call_merges_in_float32_as_adapt_does(policy):
+    policy("mixed_bfloat16")
+    learner = make_smat(target_sparsity=None)
+    x = make_episodes()[0][0]
+    expected = learner.query_logits(learner.adapt(x), x)
+    # Bit for bit: in half precision, adding a small delta changes nothing.
+    assert_same([array(learner(x))], [array(expected)])
+    assert distance([learner.predict(x)], [expected]) < 1e-5
 
 
 class Quiet(SMAT):

@@ -5,7 +5,7 @@ from keras_smat.data.base import Episodes
 from keras_smat.data.dataset import EpisodeDataset
 from keras_smat.data.demo import demo_domains
 from keras_smat.data.episode import make_episode
-from keras_smat.data.folder import FolderSource
+from keras_smat.data.formats.folder import FolderSource
 from keras_smat.data.mixture import mix
 from keras_smat.data.samplers import EpisodeSampler
 from keras_smat.data.samplers import FixedEpisodes

@@ -6,6 +6,8 @@ from keras_smat.data.dataset import EpisodeDataset
 from keras_smat.data.demo import demo_domains
 from keras_smat.data.episode import make_episode
 from keras_smat.data.formats.folder import FolderSource
+from keras_smat.data.formats.h5_source import H5Source
+from keras_smat.data.formats.record_source import RecordSource
 from keras_smat.data.mixture import mix
 from keras_smat.data.samplers import EpisodeSampler
 from keras_smat.data.samplers import FixedEpisodes
@@ -20,8 +22,10 @@ __all__ = [
     "Episodes",
     "FixedEpisodes",
     "FolderSource",
+    "H5Source",
     "ImageSource",
     "MetaTrainAugmentation",
+    "RecordSource",
     "VariableEpisodes",
     "demo_domains",
     "make_episode",

@@ -29,6 +29,32 @@ class ClassFiles:
     sizes: np.ndarray | None = None
     hierarchy: object = None
 
+    def check_sizes(self, sizes, directory):
+        """Raises a `ValueError` if a class has other images than it should.
+
+        Args:
+            sizes: Integer array of shape `(classes,)`, the images there are.
+            directory: String, for the error.
+        """
+        wrong = sizes == 0
+        if self.sizes is not None:
+            wrong |= sizes != self.sizes
+        if wrong.any():
+            named = [self.describe(i, sizes[i]) for i in np.flatnonzero(wrong)]
+            more = len(named) - 5
+            more = f"; and {more} more classes" if more > 0 else ""
+            raise ValueError(
+                f"Expected all images of every class in {directory!r}. "
+                f"Received: {'; '.join(named[:5])}{more}."
+            )
+
+    def describe(self, i, size):
+        """Says how many images a class has and should have."""
+        text = f"class {self.names[i]!r} has {size} images"
+        if self.sizes is not None:
+            text += f", should have {self.sizes[i]}"
+        return text
+
     def require(self, directory):
         """Raises a `ValueError` if a file is missing."""
         paths = [path for paths in self.paths for path in paths]

@@ -1,8 +1,8 @@
 """Random access to the records of many TFRecord files."""
 
+import itertools
 import os
 import warnings
-import zipfile
 
 import numpy as np
 
@@ -27,14 +27,15 @@ class RecordFiles:
     def __init__(self, paths, cache):
         self.paths = list(paths)
         known = _read_cache(cache)
-        found = {}
+        offsets, changed = [], False
         for path in self.paths:
-            key = _key(path)
-            if key not in known:
-                known[key] = found[key] = find_records(path)
-        if found:
+            name, stamp = _stamp(path)
+            if name not in known or known[name][0] != stamp:
+                known[name] = stamp, find_records(path)
+                changed = True
+            offsets.append(known[name][1])
+        if changed:
             _write_cache(cache, known)
-        offsets = [known[_key(path)] for path in self.paths]
         self.counts = np.array([len(part) for part in offsets], "int64")
         self.offsets = np.concatenate(offsets)
         self.starts = np.cumsum(self.counts) - self.counts
@@ -53,17 +54,29 @@ class RecordFiles:
         Raises:
             ValueError: if a record is corrupt.
         """
-        indices = np.asarray(indices)
-        files = np.searchsorted(self.starts, indices, "right") - 1
-        order = np.argsort(indices, kind="stable")
-        ends = np.flatnonzero(np.diff(files[order])) + 1
-        for group in np.split(order, ends) if len(order) else []:
-            path = self.paths[files[group[0]]]
+        for file_index, group in by_file(self.starts, indices):
+            path = self.paths[file_index]
             with open(path, "rb") as file:
                 for k in group:
                     offset = int(self.offsets[indices[k]])
                     name = f"the record at byte {offset} of {path!r}"
-                    yield int(k), tfrecord.read(file, offset), name
+                    yield k, tfrecord.read(file, offset), name
+
+
+def by_file(starts, indices):
+    """Groups indices by the file they point into.
+
+    Args:
+        starts: Integer array of shape `(files,)`, the first index of each.
+        indices: Integer array of shape `(n,)`.
+
+    Yields:
+        Pairs of the file's number and an iterator of positions in `indices`.
+    """
+    indices = np.asarray(indices, "int64")
+    files = np.searchsorted(starts, indices, "right") - 1
+    order = np.argsort(indices, kind="stable").tolist()
+    yield from itertools.groupby(order, files.__getitem__)
 
 
 def find_records(path):
@@ -86,36 +99,36 @@ def _read_text_index(path):
     return None
 
 
-def _key(path):
-    # Names without the folder, which may move.
+def _stamp(path):
+    # The name without the folder, which may move.
     status = os.stat(path)
-    return os.path.basename(path), status.st_size, status.st_mtime_ns
+    return os.path.basename(path), [status.st_size, status.st_mtime_ns]
 
 
 def _read_cache(cache):
+    """Returns a dict from the file's name to its stamp and its positions."""
     try:
-        with np.load(cache, allow_pickle=False) as held:
-            stamps = held["stamps"].tolist()
-            keys = [(n, *s) for n, s in zip(held["names"].tolist(), stamps)]
+        with open(cache, "rb") as file:
+            held = np.load(file, allow_pickle=False)
+            names, stamps = held["names"].tolist(), held["stamps"].tolist()
             ends = np.cumsum(held["counts"])
-            if len(ends) != len(keys) or ends[-1] != len(held["offsets"]):
-                return {}
-            return dict(zip(keys, np.split(held["offsets"], ends[:-1])))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return {}  # none yet, or one that was damaged: found anew
+            offsets = np.split(held["offsets"], ends[:-1])
+        return dict(zip(names, zip(stamps, offsets), strict=True))
+    except Exception:  # None yet, or a damaged one: that raises many types.
+        return {}
 
 
 def _write_cache(cache, known):
-    names, stamps = zip(*((key[0], key[1:]) for key in known))
+    stamps, offsets = zip(*known.values())
     temporary = f"{cache}.{os.getpid()}.tmp"
     try:
         with open(temporary, "wb") as file:
             np.savez(
                 file,
-                names=np.array(names),
+                names=np.array(list(known)),
                 stamps=np.array(stamps, "int64"),
-                counts=np.array([len(part) for part in known.values()]),
-                offsets=np.concatenate(list(known.values())),
+                counts=np.array([len(part) for part in offsets]),
+                offsets=np.concatenate(offsets),
             )
         os.replace(temporary, cache)
     except OSError as error:

@@ -71,7 +71,7 @@ class RecordSource(ImageSource):
         self.records = RecordFiles(paths, cache_file(self.directory, cache))
         ends = np.cumsum([0, *(len(paths) for paths in classes.paths)])
         self.class_sizes = np.add.reduceat(self.records.counts, ends[:-1])
-        _check_sizes(self.class_sizes, classes, self.directory)
+        classes.check_sizes(self.class_sizes, self.directory)
         numbers = np.arange(len(self.class_names), dtype="int32")
         self.labels = np.repeat(numbers, self.class_sizes)
 
@@ -118,20 +118,3 @@ def read_image(payload, name, image_key="image", label_key="label"):
         )
     whole = label and len(label) == 1 and isinstance(label[0], int)
     return image[0], label[0] if whole else None
-
-
-def _check_sizes(sizes, classes, directory):
-    expected = classes.sizes
-    wrong = sizes == 0 if expected is None else sizes != expected
-    wrong |= sizes == 0
-    if wrong.any():
-        named = [
-            f"class {classes.names[i]!r} has {sizes[i]} images"
-            + ("" if expected is None else f", should have {expected[i]}")
-            for i in np.flatnonzero(wrong)
-        ]
-        more = f"; and {len(named) - 5} more classes" if len(named) > 5 else ""
-        raise ValueError(
-            f"Expected all images of every class in {directory!r}. "
-            f"Received: {'; '.join(named[:5])}{more}."
-        )

@@ -6,6 +6,7 @@ import mmap
 
 import numpy as np
 
+from keras_smat.data.arguments import check_integer
 from keras_smat.data.episode import check_images
 from keras_smat.data.episode import check_labels
 
@@ -90,7 +91,10 @@ class ImageSource:
         of eight images spread over the data.
         """
         spread = np.linspace(0, len(self.labels) - 1, 8).astype("int64")
-        digest = hashlib.sha256(np.asarray(self.labels, "<i8").tobytes())
+        digest = hashlib.sha256()
+        for start in range(0, len(self.labels), 10**6):  # no copy of them all
+            part = self.labels[start : start + 10**6]
+            digest.update(np.asarray(part, "<i8").tobytes())
         digest.update(repr((self.class_names, self.image_shape)).encode())
         digest.update(self.content(np.unique(spread)))
         return digest.hexdigest()[:16]
@@ -109,6 +113,44 @@ class ImageSource:
             ValueError: if the list is empty or a class is unknown or twice.
         """
         return _Subset(self, classes)
+
+    def split_classes(self, shares=(0.7, 0.15, 0.15), seed=0):
+        """Splits the classes at random, for data without a class split.
+
+        Args:
+            shares: Three numbers, the relative sizes of the splits. Defaults
+                to those of Meta-Dataset.
+            seed: Non-negative integer. Defaults to 0.
+
+        Returns:
+            A dict of the views `"train"`, `"validation"` and `"test"`, whose
+            classes keep their order; a split of share 0 is left out.
+
+        Raises:
+            ValueError: if there are not three shares, or a split is left
+                without a class.
+        """
+        shares = np.asarray(shares, "float64")
+        if shares.shape != (3,) or (shares < 0).any() or not shares.sum() > 0:
+            raise ValueError(
+                "Expected `shares` as three numbers of at least 0, not all 0. "
+                f"Received: shares={shares.tolist()}."
+            )
+        total = len(self.class_names)
+        ends = np.rint(total * np.cumsum(shares) / shares.sum()).astype(int)
+        rng = np.random.default_rng(check_integer("seed", seed, 0))
+        parts = np.split(rng.permutation(total), ends[:-1])
+        names = ("train", "validation", "test")
+        if any(s > 0 and not len(p) for s, p in zip(shares, parts)):
+            raise ValueError(
+                "Expected at least one class per split. Received: "
+                f"{total} classes, shares={shares.tolist()}."
+            )
+        return {
+            name: self.subset(np.sort(part))
+            for name, part in zip(names, parts)
+            if len(part)
+        }
 
 
 class _Subset(ImageSource):

@@ -6,6 +6,8 @@ from keras_smat.data.dataset import EpisodeDataset
 from keras_smat.data.demo import demo_domains
 from keras_smat.data.episode import make_episode
 from keras_smat.data.folder import FolderSource
+from keras_smat.data.hierarchy import ClassHierarchy
+from keras_smat.data.meta_dataset_episodes import MetaDatasetEpisodes
 from keras_smat.data.mixture import mix
 from keras_smat.data.samplers import EpisodeSampler
 from keras_smat.data.samplers import FixedEpisodes
@@ -15,12 +17,14 @@ from keras_smat.data.sources import ImageSource
 
 __all__ = [
     "ArraySource",
+    "ClassHierarchy",
     "EpisodeDataset",
     "EpisodeSampler",
     "Episodes",
     "FixedEpisodes",
     "FolderSource",
     "ImageSource",
+    "MetaDatasetEpisodes",
     "MetaTrainAugmentation",
     "VariableEpisodes",
     "demo_domains",

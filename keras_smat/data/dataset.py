@@ -84,7 +84,7 @@ class EpisodeDataset(Episodes):
         if query_source is not None:
             query_source = _align(query_source, source)
         self.source = source
-        self.sampler = sampler
+        self.sampler = sampler = sampler.bind(source)
         self.augment = augment
         self.query_source = query_source
         sampler.check(source.class_sizes, source.class_names, self._query_sizes)

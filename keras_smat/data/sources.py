@@ -21,6 +21,8 @@ class ImageSource:
         labels: Integer array of shape `(N,)`, the class of each image, in
             any order.
         class_names: List of strings, the name of each class.
+        hierarchy: `ClassHierarchy` over the classes, for samplers that use
+            one. Defaults to `None`; `subset` has none.
 
     Example:
 
@@ -45,6 +47,8 @@ class ImageSource:
     Noise().class_sizes  # [100, 100, 100]
     ```
     """
+
+    hierarchy = None
 
     def load(self, indices):
         """Loads images.

@@ -5,7 +5,9 @@ from keras_smat.data.base import Episodes
 from keras_smat.data.dataset import EpisodeDataset
 from keras_smat.data.demo import demo_domains
 from keras_smat.data.episode import make_episode
-from keras_smat.data.folder import FolderSource
+from keras_smat.data.formats.folder import FolderSource
+from keras_smat.data.formats.h5_source import H5Source
+from keras_smat.data.formats.record_source import RecordSource
 from keras_smat.data.hierarchy import ClassHierarchy
 from keras_smat.data.meta_dataset_episodes import MetaDatasetEpisodes
 from keras_smat.data.mixture import mix
@@ -23,9 +25,11 @@ __all__ = [
     "Episodes",
     "FixedEpisodes",
     "FolderSource",
+    "H5Source",
     "ImageSource",
     "MetaDatasetEpisodes",
     "MetaTrainAugmentation",
+    "RecordSource",
     "VariableEpisodes",
     "demo_domains",
     "make_episode",

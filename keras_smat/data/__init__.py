@@ -9,6 +9,7 @@ from keras_smat.data.formats.folder import FolderSource
 from keras_smat.data.formats.h5_source import H5Source
 from keras_smat.data.formats.record_source import RecordSource
 from keras_smat.data.hierarchy import ClassHierarchy
+from keras_smat.data.meta_dataset_benchmark import meta_dataset
 from keras_smat.data.meta_dataset_episodes import MetaDatasetEpisodes
 from keras_smat.data.mixture import mix
 from keras_smat.data.samplers import EpisodeSampler
@@ -33,5 +34,6 @@ __all__ = [
     "VariableEpisodes",
     "demo_domains",
     "make_episode",
+    "meta_dataset",
     "mix",
 ]

@@ -23,7 +23,10 @@ class Episodes(keras.utils.PyDataset):
         image_shape: Tuple `(H, W, C)` of the images in an episode.
         support_buckets: Tuple of integers, the padded support sizes.
         query_buckets: Tuple of integers, the padded query sizes.
+        role: `"ID"` or `"OOD"`, the role of its source, or `None`.
     """
+
+    role = None
 
     def __init__(self, num_episodes, seed, **kwargs):
         # Keras must see no workers: see `Prefetcher`.

@@ -102,6 +102,10 @@ class EpisodeDataset(Episodes):
         return self.sampler.max_way
 
     @property
+    def role(self):
+        return self.source.role
+
+    @property
     def image_shape(self):
         height, width, channels = self.source.image_shape
         size = getattr(self.augment, "image_size", None) or (height, width)

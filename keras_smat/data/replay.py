@@ -31,6 +31,11 @@ class ReplayedEpisodes(Episodes):
         first, _ = next(iter(self._sources.values()))
         self.image_shape = first.image_shape
 
+    @property
+    def role(self):
+        source, _ = self._sources.get("", (None, None))
+        return source and source.role
+
     def sources(self):
         return self._sources
 

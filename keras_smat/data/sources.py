@@ -22,7 +22,9 @@ class ImageSource:
             any order.
         class_names: List of strings, the name of each class.
         hierarchy: `ClassHierarchy` over the classes, for samplers that use
-            one. Defaults to `None`; `subset` has none.
+            one. Defaults to `None`, as in every `subset`.
+        role: `"ID"` or `"OOD"`, whether models were trained on the domain.
+            Defaults to `None`, unknown.
 
     Example:
 
@@ -49,6 +51,7 @@ class ImageSource:
     """
 
     hierarchy = None
+    role = None
 
     def load(self, indices):
         """Loads images.
@@ -112,12 +115,7 @@ class ImageSource:
         Raises:
             ValueError: if the list is empty or a class is unknown or twice.
         """
-        return _Subset(self, classes)
-
-
-class _Subset(ImageSource):
-    def __init__(self, source, classes):
-        names = list(source.class_names)
+        names = list(self.class_names)
         ids = {name: i for i, name in enumerate(names)}
         chosen = [ids.get(c, c) for c in classes]
         unknown = [c for c in chosen if c not in range(len(names))]
@@ -129,11 +127,20 @@ class _Subset(ImageSource):
             )
         new = np.full(len(names), -1)
         new[chosen] = np.arange(len(chosen))
-        labels = new[source.labels]
+        labels = new[self.labels]
+        positions = np.flatnonzero(labels >= 0)
+        names = [names[c] for c in chosen]
+        return _View(self, positions, labels[positions], names)
+
+
+class _View(ImageSource):
+    """Images of another source, in any order and with other labels."""
+
+    def __init__(self, source, positions, labels, class_names):
         self.source = source
-        self.positions = np.flatnonzero(labels >= 0)
-        self.labels = labels[self.positions]
-        self.class_names = [names[c] for c in chosen]
+        self.positions = positions
+        self.labels = labels
+        self.class_names = class_names
 
     @property
     def image_shape(self):
@@ -144,6 +151,17 @@ class _Subset(ImageSource):
 
     def content(self, indices):
         return self.source.content(self.positions[indices])
+
+
+def repeat_images(source, at_least):
+    """Returns a view of `source` that shows the images of a smaller class
+    again and again, up to `at_least`."""
+    index = ClassIndex(source)
+    places = [
+        np.resize(np.arange(n), max(n, at_least)) for n in source.class_sizes
+    ]
+    positions, labels = index.take(np.arange(len(places)), places)
+    return _View(source, positions, labels, list(source.class_names))
 
 
 class ClassIndex:

@@ -5,6 +5,7 @@ from keras_smat.data.base import Episodes
 from keras_smat.data.dataset import EpisodeDataset
 from keras_smat.data.demo import demo_domains
 from keras_smat.data.episode import make_episode
+from keras_smat.data.formats.array_source import ArraySource
 from keras_smat.data.formats.folder import FolderSource
 from keras_smat.data.formats.h5_source import H5Source
 from keras_smat.data.formats.hugging_face_source import HuggingFaceSource
@@ -12,15 +13,18 @@ from keras_smat.data.formats.memmap_source import MemmapSource
 from keras_smat.data.formats.memmap_source import convert
 from keras_smat.data.formats.record_source import RecordSource
 from keras_smat.data.formats.tfds_source import TFDSSource
+from keras_smat.data.hierarchy import ClassHierarchy
+from keras_smat.data.meta_dataset_benchmark import meta_dataset
+from keras_smat.data.meta_dataset_episodes import MetaDatasetEpisodes
 from keras_smat.data.mixture import mix
 from keras_smat.data.samplers import EpisodeSampler
 from keras_smat.data.samplers import FixedEpisodes
 from keras_smat.data.samplers import VariableEpisodes
-from keras_smat.data.sources import ArraySource
 from keras_smat.data.sources import ImageSource
 
 __all__ = [
     "ArraySource",
+    "ClassHierarchy",
     "EpisodeDataset",
     "EpisodeSampler",
     "Episodes",
@@ -30,6 +34,7 @@ __all__ = [
     "HuggingFaceSource",
     "ImageSource",
     "MemmapSource",
+    "MetaDatasetEpisodes",
     "MetaTrainAugmentation",
     "RecordSource",
     "TFDSSource",
@@ -37,5 +42,6 @@ __all__ = [
     "convert",
     "demo_domains",
     "make_episode",
+    "meta_dataset",
     "mix",
 ]

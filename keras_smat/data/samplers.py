@@ -41,6 +41,17 @@ class EpisodeSampler:
     min_support = 1
     min_query = 1
 
+    def bind(self, source):
+        """Returns the sampler to use for a source.
+
+        A sampler that needs to know more than class sizes returns a copy of
+        itself that holds it. `EpisodeDataset` calls this.
+
+        Args:
+            source: `ImageSource`.
+        """
+        return self
+
     def plan(self, rng, class_sizes, query_sizes=None):
         """Draws the classes and their image counts.
 
@@ -82,11 +93,15 @@ class EpisodeSampler:
 
     def protocol(self):
         """Returns the settings as a dict, for the stamp on a report."""
-        return {"name": type(self).__name__, **vars(self)}
+        return {"name": type(self).__name__, **self._settings()}
+
+    def _settings(self):
+        values = vars(self).items()
+        return {k: v for k, v in values if not k.startswith("_")}
 
     def __repr__(self):
-        settings = ", ".join(f"{k}={v!r}" for k, v in vars(self).items())
-        return f"{type(self).__name__}({settings})"
+        settings = (f"{k}={v!r}" for k, v in self._settings().items())
+        return f"{type(self).__name__}({', '.join(settings)})"
 
 
 class FixedEpisodes(EpisodeSampler):

@@ -1,14 +1,11 @@
-"""Where the images come from: the protocol and arrays in memory."""
+"""Where the images come from: the protocol of all sources, and views."""
 
 import functools
 import hashlib
-import mmap
 
 import numpy as np
 
 from keras_smat.data.arguments import check_integer
-from keras_smat.data.episode import check_images
-from keras_smat.data.episode import check_labels
 
 
 class ImageSource:
@@ -22,6 +19,10 @@ class ImageSource:
         labels: Integer array of shape `(N,)`, the class of each image, in
             any order.
         class_names: List of strings, the name of each class.
+        hierarchy: `ClassHierarchy` over the classes, for samplers that use
+            one. Defaults to `None`, as in every `subset`.
+        role: `"ID"` or `"OOD"`, whether models were trained on the domain.
+            Defaults to `None`, unknown.
 
     Example:
 
@@ -46,6 +47,9 @@ class ImageSource:
     Noise().class_sizes  # [100, 100, 100]
     ```
     """
+
+    hierarchy = None
+    role = None
 
     def load(self, indices):
         """Loads images.
@@ -112,7 +116,22 @@ class ImageSource:
         Raises:
             ValueError: if the list is empty or a class is unknown or twice.
         """
-        return _Subset(self, classes)
+        names = list(self.class_names)
+        ids = {name: i for i, name in enumerate(names)}
+        chosen = [ids.get(c, c) for c in classes]
+        unknown = [c for c in chosen if c not in range(len(names))]
+        if unknown or not chosen or len(set(chosen)) < len(chosen):
+            raise ValueError(
+                "Expected `classes` as different names or indices of the "
+                f"source's {len(names)} classes ({names[:5]}, ...). "
+                f"Received: classes={list(classes)}, unknown: {unknown}."
+            )
+        new = np.full(len(names), -1)
+        new[chosen] = np.arange(len(chosen))
+        labels = new[self.labels]
+        positions = np.flatnonzero(labels >= 0)
+        names = [names[c] for c in chosen]
+        return _View(self, positions, labels[positions], names)
 
     def split_classes(self, shares=(0.7, 0.15, 0.15), seed=0):
         """Splits the classes at random, for data without a class split.
@@ -153,25 +172,14 @@ class ImageSource:
         }
 
 
-class _Subset(ImageSource):
-    def __init__(self, source, classes):
-        names = list(source.class_names)
-        ids = {name: i for i, name in enumerate(names)}
-        chosen = [ids.get(c, c) for c in classes]
-        unknown = [c for c in chosen if c not in range(len(names))]
-        if unknown or not chosen or len(set(chosen)) < len(chosen):
-            raise ValueError(
-                "Expected `classes` as different names or indices of the "
-                f"source's {len(names)} classes ({names[:5]}, ...). "
-                f"Received: classes={list(classes)}, unknown: {unknown}."
-            )
-        new = np.full(len(names), -1)
-        new[chosen] = np.arange(len(chosen))
-        labels = new[source.labels]
+class _View(ImageSource):
+    """Images of another source, in any order and with other labels."""
+
+    def __init__(self, source, positions, labels, class_names):
         self.source = source
-        self.positions = np.flatnonzero(labels >= 0)
-        self.labels = labels[self.positions]
-        self.class_names = [names[c] for c in chosen]
+        self.positions = positions
+        self.labels = labels
+        self.class_names = class_names
 
     @property
     def image_shape(self):
@@ -182,6 +190,17 @@ class _Subset(ImageSource):
 
     def content(self, indices):
         return self.source.content(self.positions[indices])
+
+
+def repeat_images(source, at_least):
+    """Returns a view of `source` that shows the images of a smaller class
+    again and again, up to `at_least`."""
+    index = ClassIndex(source)
+    places = [
+        np.resize(np.arange(n), max(n, at_least)) for n in source.class_sizes
+    ]
+    positions, labels = index.take(np.arange(len(places)), places)
+    return _View(source, positions, labels, list(source.class_names))
 
 
 class ClassIndex:
@@ -214,66 +233,3 @@ class ClassIndex:
         if self.order is not None:
             indices = self.order[indices]
         return indices, labels
-
-
-class ArraySource(ImageSource):
-    """Images that are one array, in memory or memory-mapped.
-
-    Args:
-        images: uint8 array or `numpy.memmap` of shape `(N, H, W, C)`, pixels
-            in `[0, 255]`. It is not copied.
-        labels: Integers of shape `(N,)` that use every class `0..classes-1`.
-        class_names: List of strings. Defaults to `None`: "0", "1", ...
-
-    Raises:
-        ValueError: if images or labels are not as above, or the number of
-            names is not the number of classes.
-
-    Example:
-
-    ```python
-    import numpy as np
-    from keras_smat import data
-
-    images = np.zeros((6, 32, 32, 3), "uint8")
-    source = data.ArraySource(images, [0, 0, 0, 1, 1, 1], ["cat", "dog"])
-    source.class_sizes  # [3, 3]
-    ```
-    """
-
-    def __init__(self, images, labels, class_names=None):
-        checked = check_images(images)
-        self.images = images if isinstance(images, np.memmap) else checked
-        self.labels = check_labels(labels, len(checked))
-        way = int(self.labels.max()) + 1
-        if class_names is None:
-            class_names = range(way)
-        self.class_names = [str(name) for name in class_names]
-        if len(self.class_names) != way or len(set(self.class_names)) != way:
-            raise ValueError(
-                f"Expected `class_names` as {way} different names, one per "
-                f"class. Received: {len(self.class_names)} names, "
-                f"{self.class_names[:5]}."
-            )
-
-    @property
-    def image_shape(self):
-        return tuple(self.images.shape[1:])
-
-    def load(self, indices):
-        return np.asarray(self.images[indices])
-
-    def __getstate__(self):
-        # A memory map pickles as all its pixels: send the file's name.
-        images, mapped = self.images, None
-        if isinstance(images.base, mmap.mmap) and images.filename:
-            order = "C" if images.flags.c_contiguous else "F"
-            mapped = (images.offset, images.shape, order)
-            mapped = (images.filename, images.dtype, "r", *mapped)
-        return {**vars(self), "images": None if mapped else images}, mapped
-
-    def __setstate__(self, state):
-        values, mapped = state
-        vars(self).update(values)
-        if mapped:
-            self.images = np.memmap(*mapped)

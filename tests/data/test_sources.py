@@ -80,7 +80,9 @@ def test_subset_refuses(classes):
 
 
 def test_split_classes():
-    source = ArraySource(numbered(20), np.arange(20), [f"c{i}" for i in range(20)])
+    source = ArraySource(
+        numbered(20), np.arange(20), [f"c{i}" for i in range(20)]
+    )
     splits = source.split_classes(seed=3)
     assert list(splits) == ["train", "validation", "test"]
     names = [view.class_names for view in splits.values()]

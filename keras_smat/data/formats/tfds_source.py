@@ -83,6 +83,7 @@ class TFDSSource(ExampleSource):
     ```python
     from keras_smat import data
 
+
     def make(**kwargs):  # where "mnist" is prepared
         return data.TFDSSource("tfds://mnist", image_size=28, **kwargs)
     ```

@@ -7,7 +7,11 @@ from keras_smat.data.demo import demo_domains
 from keras_smat.data.episode import make_episode
 from keras_smat.data.formats.folder import FolderSource
 from keras_smat.data.formats.h5_source import H5Source
+from keras_smat.data.formats.hugging_face_source import HuggingFaceSource
+from keras_smat.data.formats.memmap_source import MemmapSource
+from keras_smat.data.formats.memmap_source import convert
 from keras_smat.data.formats.record_source import RecordSource
+from keras_smat.data.formats.tfds_source import TFDSSource
 from keras_smat.data.hierarchy import ClassHierarchy
 from keras_smat.data.meta_dataset_benchmark import meta_dataset
 from keras_smat.data.meta_dataset_episodes import MetaDatasetEpisodes
@@ -27,11 +31,15 @@ __all__ = [
     "FixedEpisodes",
     "FolderSource",
     "H5Source",
+    "HuggingFaceSource",
     "ImageSource",
     "MetaDatasetEpisodes",
+    "MemmapSource",
     "MetaTrainAugmentation",
     "RecordSource",
+    "TFDSSource",
     "VariableEpisodes",
+    "convert",
     "demo_domains",
     "make_episode",
     "meta_dataset",

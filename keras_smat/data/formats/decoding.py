@@ -94,6 +94,8 @@ def _open(image):
     if isinstance(image, Image.Image):
         return image.copy()
     image = np.asarray(image)
+    if image.ndim not in (2, 3):
+        raise ValueError(f"an array of shape {image.shape}")
     if image.ndim == 3 and image.shape[-1] == 1:
         image = image[..., 0]
     return Image.fromarray(image)

@@ -2,11 +2,13 @@
 
 import itertools
 import os
-import warnings
 
 import numpy as np
 
 from keras_smat.data.formats import tfrecord
+from keras_smat.data.formats.cache import read_cache
+from keras_smat.data.formats.cache import stamp
+from keras_smat.data.formats.cache import write_cache
 
 
 class RecordFiles:
@@ -26,19 +28,23 @@ class RecordFiles:
 
     def __init__(self, paths, cache):
         self.paths = list(paths)
-        known = _read_cache(cache)
+        known = read_positions(cache)
         offsets, changed = [], False
         for path in self.paths:
-            name, stamp = _stamp(path)
-            if name not in known or known[name][0] != stamp:
-                known[name] = stamp, find_records(path)
+            name = os.path.basename(path)  # without the folder: it may move
+            now = stamp(path)
+            if name not in known or known[name][0] != now:
+                known[name] = now, find_records(path)
                 changed = True
             offsets.append(known[name][1])
         if changed:
-            _write_cache(cache, known)
+            write_positions(cache, known)
         self.counts = np.array([len(part) for part in offsets], "int64")
         self.offsets = np.concatenate(offsets)
         self.starts = np.cumsum(self.counts) - self.counts
+
+    def __len__(self):
+        return len(self.offsets)
 
     def read(self, indices):
         """Reads records, each file opened once and no longer than needed.
@@ -99,42 +105,25 @@ def _read_text_index(path):
     return None
 
 
-def _stamp(path):
-    # The name without the folder, which may move.
-    status = os.stat(path)
-    return os.path.basename(path), [status.st_size, status.st_mtime_ns]
-
-
-def _read_cache(cache):
-    """Returns a dict from the file's name to its stamp and its positions."""
+def read_positions(cache):
+    """Returns a dict from a file's name to its stamp and its positions."""
     try:
-        with open(cache, "rb") as file:
-            held = np.load(file, allow_pickle=False)
-            names, stamps = held["names"].tolist(), held["stamps"].tolist()
-            ends = np.cumsum(held["counts"])
-            offsets = np.split(held["offsets"], ends[:-1])
-        return dict(zip(names, zip(stamps, offsets), strict=True))
-    except Exception:  # None yet, or a damaged one: that raises many types.
+        held = read_cache(cache)
+        ends = np.cumsum(held["counts"])
+        offsets = np.split(held["offsets"], ends[:-1])
+        pairs = zip(held["stamps"].tolist(), offsets, strict=True)
+        return dict(zip(held["names"].tolist(), pairs, strict=True))
+    except (KeyError, ValueError):
         return {}
 
 
-def _write_cache(cache, known):
+def write_positions(cache, known):
+    """Keeps what `read_positions` returns."""
     stamps, offsets = zip(*known.values())
-    temporary = f"{cache}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(
-                file,
-                names=np.array(list(known)),
-                stamps=np.array(stamps, "int64"),
-                counts=np.array([len(part) for part in offsets]),
-                offsets=np.concatenate(offsets),
-            )
-        os.replace(temporary, cache)
-    except OSError as error:
-        warnings.warn(
-            f"The positions of the records could not be kept in {cache!r}, so "
-            f"they are found again each time ({error}). Give `cache` a folder "
-            "that can be written to.",
-            stacklevel=4,
-        )
+    write_cache(
+        cache,
+        names=np.array(list(known)),
+        stamps=np.array(stamps, "int64"),
+        counts=np.array([len(part) for part in offsets]),
+        offsets=np.concatenate(offsets),
+    )

@@ -6,14 +6,13 @@ import numpy as np
 
 from keras_smat.data.formats.class_files import find_class_files
 from keras_smat.data.formats.decoding import Decoder
-from keras_smat.data.formats.example import read_example
+from keras_smat.data.formats.example_source import ExampleSource
 from keras_smat.data.formats.record_files import RecordFiles
-from keras_smat.data.sources import ImageSource
 
 SUFFIX = ".tfrecords"
 
 
-class RecordSource(ImageSource):
+class RecordSource(ExampleSource):
     """The TFRecord files of a Meta-Dataset folder, read without TensorFlow.
 
     The folder holds `dataset_spec.json` and one file per class,
@@ -75,46 +74,8 @@ class RecordSource(ImageSource):
         numbers = np.arange(len(self.class_names), dtype="int32")
         self.labels = np.repeat(numbers, self.class_sizes)
 
-    def load(self, indices):
-        images = np.empty((len(indices), *self.image_shape), "uint8")
-        for k, payload, name in self.records.read(indices):
-            encoded, _ = read_image(payload, name)
-            images[k] = self.decoder(encoded, name)
-        return images
-
-    def content(self, indices):
-        read = {k: payload for k, payload, _ in self.records.read(indices)}
-        return b"".join(read[k] for k in range(len(read)))
-
 
 def cache_file(directory, cache=None):
     """Returns the path of the file that keeps the positions of a folder."""
     name = os.path.basename(os.path.abspath(directory))
     return os.path.join(cache or directory, f"{name}.record_index.npz")
-
-
-def read_image(payload, name, image_key="image", label_key="label"):
-    """Returns the encoded image and the label of a `tf.train.Example`.
-
-    Args:
-        payload: Bytes.
-        name: String, how an error calls the record.
-        image_key, label_key: Strings, the names of the features.
-
-    Raises:
-        ValueError: if the example is malformed or has no such image.
-    """
-    try:
-        example = read_example(payload)
-    except ValueError as error:
-        raise ValueError(
-            f"Expected a tf.train.Example. Received: {name}, where {error}."
-        ) from error
-    image, label = example.get(image_key), example.get(label_key)
-    if not image or len(image) != 1 or not isinstance(image[0], bytes):
-        raise ValueError(
-            f"Expected one image as the feature {image_key!r}. "
-            f"Received: {name}, with the features {list(example)}."
-        )
-    whole = label and len(label) == 1 and isinstance(label[0], int)
-    return image[0], label[0] if whole else None

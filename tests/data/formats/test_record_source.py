@@ -15,6 +15,7 @@ from storage import write_spec
 
 from keras_smat import data
 from keras_smat.data.formats import record_files
+from keras_smat.data.formats.cache import stamp
 from keras_smat.data.formats.record_files import RecordFiles
 
 try:
@@ -260,9 +261,9 @@ def test_memory_of_a_large_source(tmp_path):
         path = tmp_path / f"{c}.tfrecords"
         with open(path, "wb") as file:
             file.truncate(per_class * length)
-        known[path.name] = record_files._stamp(path)[1], offsets
+        known[path.name] = stamp(path), offsets
     cache = str(tmp_path / f"{tmp_path.name}.record_index.npz")
-    record_files._write_cache(cache, known)
+    record_files.write_positions(cache, known)
     del known
     images = classes * per_class
     tracemalloc.start()

@@ -6,6 +6,8 @@ import os
 from keras_smat.data.dataset_spec import FILE
 from keras_smat.data.formats.folder import FolderSource
 from keras_smat.data.formats.h5_source import H5Source
+from keras_smat.data.formats.memmap_source import ABOUT
+from keras_smat.data.formats.memmap_source import MemmapSource
 from keras_smat.data.formats.record_source import RecordSource
 
 # The names that a split has in folders and in `splits.json`.
@@ -25,7 +27,8 @@ def open_folder(folder, split, alone, image_size, crop):
         split: `"train"`, `"validation"` or `"test"`.
         alone: Boolean, whether the set has no other split, so that all of an
             undivided folder is meant.
-        image_size, crop: As in `FolderSource`.
+        image_size, crop: As in `FolderSource`; converted images have the
+            size that they were converted with.
 
     Returns:
         An `ImageSource`.
@@ -46,6 +49,8 @@ def open_folder(folder, split, alone, image_size, crop):
         classes = _listed(os.path.join(folder, lists[0]), split)
     elif folders and set(folders) <= ALL_NAMES:
         folder = os.path.join(folder, _one(folders, split, folder))
+        if os.path.exists(os.path.join(folder, ABOUT)):
+            return MemmapSource(folder)
     elif not alone:
         raise ValueError(
             f"Expected {FILE}, a `splits.json`, or folders for the splits in "

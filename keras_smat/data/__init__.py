@@ -5,6 +5,7 @@ from keras_smat.data.base import Episodes
 from keras_smat.data.dataset import EpisodeDataset
 from keras_smat.data.demo import demo_domains
 from keras_smat.data.episode import make_episode
+from keras_smat.data.formats.array_source import ArraySource
 from keras_smat.data.formats.folder import FolderSource
 from keras_smat.data.formats.h5_source import H5Source
 from keras_smat.data.formats.hugging_face_source import HuggingFaceSource
@@ -19,7 +20,6 @@ from keras_smat.data.mixture import mix
 from keras_smat.data.samplers import EpisodeSampler
 from keras_smat.data.samplers import FixedEpisodes
 from keras_smat.data.samplers import VariableEpisodes
-from keras_smat.data.sources import ArraySource
 from keras_smat.data.sources import ImageSource
 
 __all__ = [

@@ -1,13 +1,11 @@
-"""Where the images come from: the protocol and arrays in memory."""
+"""Where the images come from: the protocol of all sources, and views."""
 
 import functools
 import hashlib
-import mmap
 
 import numpy as np
 
-from keras_smat.data.episode import check_images
-from keras_smat.data.episode import check_labels
+from keras_smat.data.arguments import check_integer
 
 
 class ImageSource:
@@ -97,7 +95,10 @@ class ImageSource:
         of eight images spread over the data.
         """
         spread = np.linspace(0, len(self.labels) - 1, 8).astype("int64")
-        digest = hashlib.sha256(np.asarray(self.labels, "<i8").tobytes())
+        digest = hashlib.sha256()
+        for start in range(0, len(self.labels), 10**6):  # no copy of them all
+            part = self.labels[start : start + 10**6]
+            digest.update(np.asarray(part, "<i8").tobytes())
         digest.update(repr((self.class_names, self.image_shape)).encode())
         digest.update(self.content(np.unique(spread)))
         return digest.hexdigest()[:16]
@@ -131,6 +132,44 @@ class ImageSource:
         positions = np.flatnonzero(labels >= 0)
         names = [names[c] for c in chosen]
         return _View(self, positions, labels[positions], names)
+
+    def split_classes(self, shares=(0.7, 0.15, 0.15), seed=0):
+        """Splits the classes at random, for data without a class split.
+
+        Args:
+            shares: Three numbers, the relative sizes of the splits. Defaults
+                to those of Meta-Dataset.
+            seed: Non-negative integer. Defaults to 0.
+
+        Returns:
+            A dict of the views `"train"`, `"validation"` and `"test"`, whose
+            classes keep their order; a split of share 0 is left out.
+
+        Raises:
+            ValueError: if there are not three shares, or a split is left
+                without a class.
+        """
+        shares = np.asarray(shares, "float64")
+        if shares.shape != (3,) or (shares < 0).any() or not shares.sum() > 0:
+            raise ValueError(
+                "Expected `shares` as three numbers of at least 0, not all 0. "
+                f"Received: shares={shares.tolist()}."
+            )
+        total = len(self.class_names)
+        ends = np.rint(total * np.cumsum(shares) / shares.sum()).astype(int)
+        rng = np.random.default_rng(check_integer("seed", seed, 0))
+        parts = np.split(rng.permutation(total), ends[:-1])
+        names = ("train", "validation", "test")
+        if any(s > 0 and not len(p) for s, p in zip(shares, parts)):
+            raise ValueError(
+                "Expected at least one class per split. Received: "
+                f"{total} classes, shares={shares.tolist()}."
+            )
+        return {
+            name: self.subset(np.sort(part))
+            for name, part in zip(names, parts)
+            if len(part)
+        }
 
 
 class _View(ImageSource):
@@ -194,66 +233,3 @@ class ClassIndex:
         if self.order is not None:
             indices = self.order[indices]
         return indices, labels
-
-
-class ArraySource(ImageSource):
-    """Images that are one array, in memory or memory-mapped.
-
-    Args:
-        images: uint8 array or `numpy.memmap` of shape `(N, H, W, C)`, pixels
-            in `[0, 255]`. It is not copied.
-        labels: Integers of shape `(N,)` that use every class `0..classes-1`.
-        class_names: List of strings. Defaults to `None`: "0", "1", ...
-
-    Raises:
-        ValueError: if images or labels are not as above, or the number of
-            names is not the number of classes.
-
-    Example:
-
-    ```python
-    import numpy as np
-    from keras_smat import data
-
-    images = np.zeros((6, 32, 32, 3), "uint8")
-    source = data.ArraySource(images, [0, 0, 0, 1, 1, 1], ["cat", "dog"])
-    source.class_sizes  # [3, 3]
-    ```
-    """
-
-    def __init__(self, images, labels, class_names=None):
-        checked = check_images(images)
-        self.images = images if isinstance(images, np.memmap) else checked
-        self.labels = check_labels(labels, len(checked))
-        way = int(self.labels.max()) + 1
-        if class_names is None:
-            class_names = range(way)
-        self.class_names = [str(name) for name in class_names]
-        if len(self.class_names) != way or len(set(self.class_names)) != way:
-            raise ValueError(
-                f"Expected `class_names` as {way} different names, one per "
-                f"class. Received: {len(self.class_names)} names, "
-                f"{self.class_names[:5]}."
-            )
-
-    @property
-    def image_shape(self):
-        return tuple(self.images.shape[1:])
-
-    def load(self, indices):
-        return np.asarray(self.images[indices])
-
-    def __getstate__(self):
-        # A memory map pickles as all its pixels: send the file's name.
-        images, mapped = self.images, None
-        if isinstance(images.base, mmap.mmap) and images.filename:
-            order = "C" if images.flags.c_contiguous else "F"
-            mapped = (images.offset, images.shape, order)
-            mapped = (images.filename, images.dtype, "r", *mapped)
-        return {**vars(self), "images": None if mapped else images}, mapped
-
-    def __setstate__(self, state):
-        values, mapped = state
-        vars(self).update(values)
-        if mapped:
-            self.images = np.memmap(*mapped)

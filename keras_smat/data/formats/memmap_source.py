@@ -10,8 +10,8 @@ import keras
 import numpy as np
 
 from keras_smat.data.arguments import check_integer
+from keras_smat.data.formats.array_source import ArraySource
 from keras_smat.data.hierarchy import ClassHierarchy
-from keras_smat.data.sources import ArraySource
 
 IMAGES, LABELS, ABOUT = "images.npy", "labels.npy", "about.json"
 FIELDS = {"class_names", "split", "hierarchy", "image_shape", "made_from"}

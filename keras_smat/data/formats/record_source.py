@@ -46,12 +46,25 @@ class RecordSource(ExampleSource):
     Example:
 
     ```python
-    import json
+    import os
+    import tempfile
+
+    import tensorflow as tf
     from keras_smat import data
 
-    source = data.RecordSource(root / "aircraft", "train", image_size=112)
-    source.class_names[0]  # "A340-300"
-    source.load([0, 1]).shape  # (2, 112, 112, 3)
+    directory = tempfile.mkdtemp()
+    for label, name in enumerate(["cat", "dog"]):
+        path = os.path.join(directory, f"{name}.tfrecords")
+        with tf.io.TFRecordWriter(path) as writer:
+            example = tf.train.Example()
+            feature = example.features.feature
+            image = tf.io.encode_jpeg(tf.zeros((40, 50, 3), "uint8"))
+            feature["image"].bytes_list.value.append(image.numpy())
+            feature["label"].int64_list.value.append(label)
+            writer.write(example.SerializeToString())
+    source = data.RecordSource(directory, image_size=32)
+    source.class_names  # ["cat", "dog"]
+    source.load([0, 1]).shape  # (2, 32, 32, 3)
     ```
     """
 

@@ -28,7 +28,7 @@ PAPER_SETS = {
     "mnist": "mnist",
     "sketch": "domainnet/sketch",
     "clipart": "domainnet/clipart",
-    "food": "food101",
+    "food101": "food101",
     "pets": "oxford_iiit_pet",
     "cars": "cars196",
 }
@@ -80,12 +80,11 @@ class TFDSSource(ExampleSource):
 
     Example:
 
-    ```python
-    from keras_smat import data
-
-
-    def make(**kwargs):  # where "mnist" is prepared
-        return data.TFDSSource("tfds://mnist", image_size=28, **kwargs)
+    ```
+    # Once, with access to the network:
+    #     tensorflow_datasets.builder("mnist").download_and_prepare()
+    source = data.TFDSSource("tfds://mnist", image_size=28)
+    splits = source.split_classes((0.6, 0, 0.4), seed=0)
     ```
     """
 

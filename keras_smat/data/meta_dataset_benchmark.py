@@ -66,7 +66,7 @@ def meta_dataset(
     | `mscoco` | OOD | 0, 40, 40 |
     | `cifar10`, `cifar100`, `mnist` | OOD | 0, 0, 10 or 100 |
     | `sketch`, `clipart` | OOD | 207, 51, 87; for testing alone |
-    | `food`, `pets`, `cars` | OOD | 0, 0, 101, 37 or 196 |
+    | `food101`, `pets`, `cars` | OOD | 0, 0, 101, 37 or 196 |
 
     The last two rows have test episodes of one size. Classes of `sketch` and
     `clipart` with fewer than 20 images repeat them, as in the paper's code,

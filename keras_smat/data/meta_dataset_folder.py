@@ -3,12 +3,12 @@
 import json
 import os
 
-from keras_smat.data.dataset_spec import FILE
 from keras_smat.data.formats.folder import FolderSource
 from keras_smat.data.formats.h5_source import H5Source
 from keras_smat.data.formats.memmap_source import ABOUT
 from keras_smat.data.formats.memmap_source import MemmapSource
 from keras_smat.data.formats.record_source import RecordSource
+from keras_smat.data.spec_fields import FILE
 
 # The names that a split has in folders and in `splits.json`.
 SPLIT_NAMES = {

@@ -69,7 +69,7 @@ SETS = (
     MetaDatasetSet("mnist", "OOD", (0, 0, 10), f"MNIST, {_CNAPS}"),
     MetaDatasetSet("sketch", "OOD", (207, 51, 87), _DOMAINNET, True, 20),
     MetaDatasetSet("clipart", "OOD", (207, 51, 87), _DOMAINNET, True, 20),
-    MetaDatasetSet("food", "OOD", (0, 0, 101), f"Food-101, {_TEST}", True),
+    MetaDatasetSet("food101", "OOD", (0, 0, 101), f"Food-101, {_TEST}", True),
     MetaDatasetSet("pets", "OOD", (0, 0, 37), f"Oxford Pets, {_TEST}", True),
     MetaDatasetSet("cars", "OOD", (0, 0, 196), f"Stanford Cars, {_TEST}", True),
 )

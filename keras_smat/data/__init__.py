@@ -23,11 +23,13 @@ from keras_smat.data.samplers import EpisodeSampler
 from keras_smat.data.samplers import FixedEpisodes
 from keras_smat.data.samplers import VariableEpisodes
 from keras_smat.data.sources import ImageSource
+from keras_smat.data.spec_fields import DatasetSpecError
 
 __all__ = [
     "ArraySource",
     "ClassHierarchy",
     "DatasetCheck",
+    "DatasetSpecError",
     "EpisodeDataset",
     "EpisodeSampler",
     "Episodes",

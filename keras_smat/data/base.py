@@ -57,8 +57,10 @@ class Episodes(keras.utils.PyDataset):
 
     def episode(self, epoch, index):
         """Returns `(x, y, sample_weight)` of one episode of any epoch."""
-        rng = self._rng(epoch, index)
-        return self.load_episode(self.draw(rng), rng)
+        indices = self.draw(self._rng(epoch, index))
+        # A stream of its own, so that a replay, which draws nothing, augments
+        # alike.
+        return self.load_episode(indices, self._rng(epoch, index, 1))
 
     def indices(self, index):
         """Returns which images an episode has, without loading them.
@@ -137,11 +139,11 @@ class Episodes(keras.utils.PyDataset):
             bucket_size(query, self.query_buckets),
         )
 
-    def _rng(self, epoch, index):
+    def _rng(self, *key):
         # A spawn key, as a list [seed, epoch, index] could collide with
         # another one: NumPy drops the zeros at its end.
-        key = np.random.SeedSequence(self.seed, spawn_key=(epoch, index))
-        return np.random.default_rng(key)
+        sequence = np.random.SeedSequence(self.seed, spawn_key=key)
+        return np.random.default_rng(sequence)
 
     def _check_index(self, index):
         if not 0 <= index < len(self):

@@ -4,6 +4,8 @@ import numpy as np
 
 from keras_smat.data.arguments import check_integer
 from keras_smat.data.arguments import some
+from keras_smat.data.augmentation import augmented_shape
+from keras_smat.data.augmentation import describe_augmentation
 from keras_smat.data.base import Episodes
 from keras_smat.data.sources import ClassIndex
 
@@ -107,9 +109,7 @@ class EpisodeDataset(Episodes):
 
     @property
     def image_shape(self):
-        height, width, channels = self.source.image_shape
-        size = getattr(self.augment, "image_size", None) or (height, width)
-        return (*size, channels)
+        return augmented_shape(self.source, self.augment)
 
     @property
     def _query_sizes(self):
@@ -130,20 +130,22 @@ class EpisodeDataset(Episodes):
         }
 
     def load_episode(self, indices, rng=None):
-        images = load_images(indices, self.source, self.query_source)
-        if self.augment is not None and rng is not None:
-            images = self.augment(images, rng)
+        images = load_images(
+            indices, self.source, self.query_source, self.augment, rng
+        )
         return self.assemble(indices, images)
 
     def sources(self):
         return {"": (self.source, self.query_source)}
 
     @classmethod
-    def from_manifest(cls, path, sources, query_sources=None, **kwargs):
+    def from_manifest(
+        cls, path, sources, query_sources=None, augment=None, **kwargs
+    ):
         """Replays the episodes that `save_manifest` wrote down.
 
-        Every epoch has the same episodes, the same padding and no
-        augmentation.
+        Every epoch has the same images and the same padding; the first one
+        also the same augmentation, if it is given.
 
         Args:
             path: String or path of the manifest.
@@ -151,6 +153,7 @@ class EpisodeDataset(Episodes):
                 with; for a mixture, a dict of them by domain.
             query_sources: The same for the queries, where they came from
                 other images. Defaults to `None`.
+            augment: As for the class. Defaults to `None`.
             **kwargs: `workers`, `use_multiprocessing` and `max_queue_size`,
                 as for the class.
 
@@ -184,7 +187,7 @@ class EpisodeDataset(Episodes):
         # Here, since a replay loads images as this module does.
         from keras_smat.data.replay import ReplayedEpisodes
 
-        return ReplayedEpisodes(path, sources, query_sources, **kwargs)
+        return ReplayedEpisodes(path, sources, query_sources, augment, **kwargs)
 
     def protocol(self):
         query_source = self.query_source
@@ -192,19 +195,24 @@ class EpisodeDataset(Episodes):
             "source": self.source.fingerprint(),
             "query_source": query_source and query_source.fingerprint(),
             "sampler": self.sampler.protocol(),
-            "augment": _describe(self.augment),
+            "augment": describe_augmentation(self.augment),
             "image_shape": self.image_shape,
             "num_episodes": self.num_episodes,
             "seed": self.seed,
         }
 
 
-def load_images(indices, source, query_source=None):
+def load_images(indices, source, query_source, augment, rng):
     """Loads the images of an episode, support first, `(S + Q, H, W, C)`."""
     support, query = indices["support"], indices["query"]
     if query_source is None:
-        return source.load(np.concatenate([support, query]))
-    return np.concatenate([source.load(support), query_source.load(query)])
+        images = source.load(np.concatenate([support, query]))
+    else:
+        images = [source.load(support), query_source.load(query)]
+        images = np.concatenate(images)
+    if augment is None or rng is None:
+        return images
+    return augment(images, rng)
 
 
 def align(query_source, source):
@@ -238,10 +246,3 @@ def _buckets(name, sizes, smallest, largest):
             f"Received: {name}_buckets={sorted(sizes)}."
         )
     return tuple(sorted(sizes))
-
-
-def _describe(augment):
-    if augment is None or hasattr(augment, "protocol"):
-        return augment and augment.protocol()
-    # A plain repr holds an address, which differs from run to run.
-    return getattr(augment, "__qualname__", type(augment).__qualname__)

@@ -7,11 +7,8 @@ import numpy as np
 
 from keras_smat.data.hierarchy import ClassHierarchy
 from keras_smat.data.hierarchy import spanned_leaves
-from keras_smat.data.spec_fields import DatasetSpecError
-from keras_smat.data.spec_fields import Fields
-from keras_smat.data.spec_fields import read_json
+from keras_smat.data.spec_fields import open_fields
 
-FILE = "dataset_spec.json"
 SPLITS = {"train": "TRAIN", "validation": "VALID", "test": "TEST"}
 PATTERNS = ("{}.tfrecords", "{}_{}.tfrecords")
 
@@ -90,9 +87,7 @@ def read_dataset_spec(folder):
             the file is missing or anything in it is not as it should be.
     """
     folder = os.fspath(folder)
-    path = os.path.join(folder, FILE)
-    _check_file(folder, path)
-    fields = Fields(read_json(path), path)
+    fields = open_fields(folder)
     kind = fields.get(str, "__class__")
     if kind not in _READERS:
         fields.fail(["__class__"], f"one of {list(_READERS)}", kind)
@@ -113,22 +108,6 @@ def read_dataset_spec(folder):
         file_pattern=pattern,
         pool_sizes=pools,
         hierarchies=hierarchies,
-    )
-
-
-def _check_file(folder, path):
-    if os.path.isfile(path):
-        return
-    problem = "no such file"
-    if os.path.exists(os.path.join(folder, "dataset_spec.pkl")):
-        problem = (
-            "a pickle, `dataset_spec.pkl`. Pickles can run any code, so they "
-            "are refused: the JSON files are part of Meta-Dataset's code, in "
-            "its folder `dataset_specs`"
-        )
-    raise DatasetSpecError(
-        f"Expected the specification of a data set, {path!r}. "
-        f"Received: {problem}."
     )
 
 

@@ -4,6 +4,7 @@ import copy
 import os
 import warnings
 
+from keras_smat.data.arguments import height_width
 from keras_smat.data.arguments import some
 from keras_smat.data.augmentation import MetaTrainAugmentation
 from keras_smat.data.dataset import EpisodeDataset
@@ -40,10 +41,14 @@ def meta_dataset(
 ):
     """Meta-Dataset from a folder with one folder for each of its sets.
 
-    A set is read in whatever form it has: Meta-Dataset's TFRecords or PMF's
-    HDF5 files beside a `dataset_spec.json`; or images in a folder per class,
-    either below `train`, `validation` and `test`, or with a `splits.json`
-    that lists the class names of each, or all for the only split there is.
+    A set is read in whatever form its folder has it:
+
+    - Meta-Dataset's TFRecords or PMF's HDF5 files, and `dataset_spec.json`;
+    - folders `train`, `validation` and `test`, each with a folder of images
+      per class, or as `convert` wrote it;
+    - a folder of images per class, and a `splits.json` with the list of class
+      names of each split; without one if the set has but one split.
+
     Sets that are not there are left out, with a warning that says where they
     come from; `names` chooses some without a warning.
 
@@ -74,9 +79,9 @@ def meta_dataset(
         image_size: Integer or `(height, width)` in pixels. Defaults to 128.
         names: List of strings, the sets to use, all of which must be there.
             Defaults to `None`: those that are there.
-        sources: Dict from names of sets to `ImageSource` of the classes of
-            the split, instead of a folder, such as `TFDSSource`. Their images
-            have the size that is used for folders. Defaults to `None`.
+        sources: Dict from names of sets to an `ImageSource` of the classes of
+            the split, such as a `TFDSSource`, to use instead of the folder.
+            Defaults to `None`.
         sampler: `EpisodeSampler`. Defaults to `None`: `MetaDatasetEpisodes()`.
         fixed_sampler: `EpisodeSampler` for the test sets of the last two
             rows. Defaults to `None`: `FixedEpisodes(5, 5, 15)`; the paper
@@ -146,6 +151,11 @@ def meta_dataset(
             source = open_folder(place, split, one.alone, size, crop)
         if check_classes:
             _check_classes(one, split, source)
+        if augment is None and source.image_size != height_width(size):
+            raise ValueError(
+                f"Expected images of {one.name!r} of size {image_size}. "
+                f"Received: converted to {source.image_size}."
+            )
         if one.at_least:
             source = repeat_images(source, one.at_least)
         source.role = one.role

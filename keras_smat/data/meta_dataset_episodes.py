@@ -7,9 +7,9 @@ import numpy as np
 
 from keras_smat.data.arguments import check_integer
 from keras_smat.data.arguments import check_range
+from keras_smat.data.arguments import check_sizes
+from keras_smat.data.arguments import check_way
 from keras_smat.data.samplers import EpisodeSampler
-from keras_smat.data.samplers import check_sizes
-from keras_smat.data.samplers import check_way
 
 
 class MetaDatasetEpisodes(EpisodeSampler):

@@ -3,18 +3,15 @@
 import json
 import os
 
-from keras_smat.data.dataset_spec import FILE
+from keras_smat.data.formats.detection import ALL_NAMES
+from keras_smat.data.formats.detection import SPLIT_NAMES
+from keras_smat.data.formats.detection import find_formats
 from keras_smat.data.formats.folder import FolderSource
 from keras_smat.data.formats.h5_source import H5Source
+from keras_smat.data.formats.memmap_source import ABOUT
+from keras_smat.data.formats.memmap_source import MemmapSource
 from keras_smat.data.formats.record_source import RecordSource
-
-# The names that a split has in folders and in `splits.json`.
-SPLIT_NAMES = {
-    "train": ("train",),
-    "validation": ("validation", "valid", "val"),
-    "test": ("test",),
-}
-ALL_NAMES = {name for names in SPLIT_NAMES.values() for name in names}
+from keras_smat.data.spec_fields import FILE
 
 
 def open_folder(folder, split, alone, image_size, crop):
@@ -25,7 +22,8 @@ def open_folder(folder, split, alone, image_size, crop):
         split: `"train"`, `"validation"` or `"test"`.
         alone: Boolean, whether the set has no other split, so that all of an
             undivided folder is meant.
-        image_size, crop: As in `FolderSource`.
+        image_size, crop: As in `FolderSource`; converted images have the
+            size that they were converted with.
 
     Returns:
         An `ImageSource`.
@@ -36,7 +34,7 @@ def open_folder(folder, split, alone, image_size, crop):
     with os.scandir(folder) as entries:
         names = [e.name for e in entries if not e.name.startswith(".")]
     if FILE in names or "dataset_spec.pkl" in names:
-        h5 = any(name.endswith(".h5") for name in names)
+        h5 = "h5" in find_formats(folder)
         kind = H5Source if h5 else RecordSource
         return kind(folder, split, image_size=image_size, crop=crop)
     classes = None
@@ -46,6 +44,8 @@ def open_folder(folder, split, alone, image_size, crop):
         classes = _listed(os.path.join(folder, lists[0]), split)
     elif folders and set(folders) <= ALL_NAMES:
         folder = os.path.join(folder, _one(folders, split, folder))
+        if os.path.exists(os.path.join(folder, ABOUT)):
+            return MemmapSource(folder)
     elif not alone:
         raise ValueError(
             f"Expected {FILE}, a `splits.json`, or folders for the splits in "

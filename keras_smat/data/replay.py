@@ -1,6 +1,8 @@
 """Episodes that a manifest lists."""
 
 from keras_smat.data.arguments import some
+from keras_smat.data.augmentation import augmented_shape
+from keras_smat.data.augmentation import describe_augmentation
 from keras_smat.data.base import Episodes
 from keras_smat.data.dataset import align
 from keras_smat.data.dataset import load_images
@@ -16,20 +18,22 @@ class ReplayedEpisodes(Episodes):
         manifest: String, the hash of the manifest.
     """
 
-    def __init__(self, path, sources, query_sources=None, **kwargs):
+    def __init__(
+        self, path, sources, query_sources=None, augment=None, **kwargs
+    ):
         content = read_manifest(path)
         super().__init__(len(content["episodes"]), content["seed"], **kwargs)
         self.manifest = content["hash"]
+        self.augment = augment
         self.max_way = content["max_way"]
         self.support_buckets = tuple(content["support_buckets"])
         self.query_buckets = tuple(content["query_buckets"])
-        self._episodes = content["episodes"]
-        self._protocol = {**content["protocol"], "epoch": content["epoch"]}
+        self._content = content
         self._sources = _check_sources(
             content["sources"], sources, query_sources
         )
         first, _ = next(iter(self._sources.values()))
-        self.image_shape = first.image_shape
+        self.image_shape = augmented_shape(first, augment)
 
     @property
     def role(self):
@@ -40,22 +44,23 @@ class ReplayedEpisodes(Episodes):
         return self._sources
 
     def indices(self, index):
-        return dict(self._episodes[self._check_index(index)])
+        return dict(self._content["episodes"][self._check_index(index)])
 
     def episode(self, epoch, index):
-        return self.load_episode(self._episodes[index])
+        key = self._content["epoch"] + epoch, index, 1
+        return self.load_episode(self.indices(index), self._rng(*key))
 
     def load_episode(self, indices, rng=None):
-        source, query_source = self._sources[indices.get("domain", "")]
-        images = load_images(indices, source, query_source)
+        pair = self._sources[indices.get("domain", "")]
+        images = load_images(indices, *pair, self.augment, rng)
         return self.assemble(indices, images)
 
     def protocol(self):
-        image_shape = list(self.image_shape)
         return {
-            **self._protocol,
-            "augment": None,
-            "image_shape": image_shape,
+            **self._content["protocol"],
+            "augment": describe_augmentation(self.augment),
+            "epoch": self._content["epoch"],
+            "image_shape": self.image_shape,
             "manifest": self.manifest,
         }
 

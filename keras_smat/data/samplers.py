@@ -6,6 +6,8 @@ import numpy as np
 
 from keras_smat.data.arguments import check_integer
 from keras_smat.data.arguments import check_range
+from keras_smat.data.arguments import check_sizes
+from keras_smat.data.arguments import check_way
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -238,28 +240,3 @@ class VariableEpisodes(EpisodeSampler):
         else:
             check_sizes(class_sizes, class_names, 1, "a support")
             check_sizes(query_sizes, class_names, 1, "a query")
-
-
-def check_way(name, way, class_sizes):
-    """Raises a `ValueError` if there are fewer classes than `way`."""
-    if way > len(class_sizes):
-        raise ValueError(
-            f"Expected `{name}` of at most the number of classes, "
-            f"{len(class_sizes)}. Received: {name}={way}."
-        )
-
-
-def check_sizes(class_sizes, class_names, needed, reason):
-    """Raises a `ValueError` that names the classes with too few images."""
-    short = np.flatnonzero(np.asarray(class_sizes) < needed)
-    if short.size:
-        named = "; ".join(
-            f"class {class_names[c]!r} has {class_sizes[c]} images, "
-            f"needs {needed} ({reason})"
-            for c in short[:5]
-        )
-        more = f"; and {short.size - 5} more classes" if short.size > 5 else ""
-        raise ValueError(
-            f"Expected every class to have at least {needed} images. "
-            f"Received: {named}{more}."
-        )

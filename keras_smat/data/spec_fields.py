@@ -1,8 +1,10 @@
 """Checked access to a JSON file, with errors that name file and field."""
 
 import json
+import os
 import reprlib
 
+FILE = "dataset_spec.json"
 # Far above any data set, and far below an overflow of sums.
 MOST = 2**40
 KINDS = {str: "a string", dict: "an object", list: "a list"}
@@ -12,11 +14,34 @@ class DatasetSpecError(ValueError):
     """A `dataset_spec.json` is missing or malformed."""
 
 
-def read_json(path):
-    """Returns what a JSON file holds, or raises a `DatasetSpecError`."""
+def open_fields(folder):
+    """Reads `<folder>/dataset_spec.json`.
+
+    Args:
+        folder: String.
+
+    Returns:
+        `Fields`.
+
+    Raises:
+        DatasetSpecError: if the file is missing, a pickle, or no JSON.
+    """
+    path = os.path.join(folder, FILE)
+    if not os.path.isfile(path):
+        problem = "no such file"
+        if os.path.exists(os.path.join(folder, "dataset_spec.pkl")):
+            problem = (
+                "a pickle, `dataset_spec.pkl`. Pickles can run any code, so "
+                "they are refused: the JSON files are part of Meta-Dataset's "
+                "code, in its folder `dataset_specs`"
+            )
+        raise DatasetSpecError(
+            f"Expected the specification of a data set, {path!r}. "
+            f"Received: {problem}."
+        )
     try:
         with open(path, encoding="utf-8") as file:
-            return json.load(file)
+            return Fields(json.load(file), path)
     except (OSError, ValueError, RecursionError) as error:
         raise DatasetSpecError(
             f"Expected a JSON object in {path!r}. "

@@ -310,6 +310,10 @@ def test_millions_of_images():
     )
 
 
+def test_all_is_sorted():
+    assert data.__all__ == sorted(data.__all__)
+
+
 PUBLIC = [getattr(data, name) for name in data.__all__]
 PUBLIC.append(data.EpisodeDataset.from_manifest)
 

@@ -7,8 +7,8 @@ import pytest
 import specs
 from specs import changed
 
-from keras_smat.data.dataset_spec import DatasetSpecError
 from keras_smat.data.dataset_spec import read_dataset_spec
+from keras_smat.data.spec_fields import DatasetSpecError
 
 
 def read(folder, spec):

@@ -14,8 +14,8 @@ import specs
 hypothesis = pytest.importorskip("hypothesis", reason="part of the dev extra")
 from hypothesis import strategies as st  # noqa: E402
 
-from keras_smat.data.dataset_spec import DatasetSpecError  # noqa: E402
 from keras_smat.data.dataset_spec import read_dataset_spec  # noqa: E402
+from keras_smat.data.spec_fields import DatasetSpecError  # noqa: E402
 
 # More for a search of some minutes: KERAS_SMAT_FUZZ=200000.
 EXAMPLES = int(os.environ.get("KERAS_SMAT_FUZZ", 150))

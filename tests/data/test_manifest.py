@@ -89,6 +89,21 @@ def test_queries_from_another_source(tmp_path):
         load(tmp_path / "m.json", photos, photos)
 
 
+def test_augmentation_is_replayed(tmp_path):
+    augment = data.MetaTrainAugmentation(image_size=4)
+    episodes = make(augment=augment)
+    episodes.set_epoch(3)
+    episodes.save_manifest(tmp_path / "m.json")
+    load = data.EpisodeDataset.from_manifest
+    again = load(tmp_path / "m.json", noise(), augment=augment, workers=2)
+    assert again.image_shape == (4, 4, 3)
+    assert_same(again, episodes)
+    first = again[0][0]["support_images"]
+    again.set_epoch(1)
+    assert not np.array_equal(again[0][0]["support_images"], first)
+    assert load(tmp_path / "m.json", noise()).image_shape == (6, 6, 3)
+
+
 def test_the_protocol_carries_the_hash(tmp_path):
     episodes = make(augment=data.MetaTrainAugmentation())
     digest = episodes.save_manifest(tmp_path / "m.json")

@@ -197,11 +197,24 @@ def test_sources_of_ones_own(tmp_path):
     images = np.zeros((43 * 30, 8, 8, 3), "uint8")
     source = data.ArraySource(images, np.repeat(np.arange(43), 30))
     signs = {"traffic_sign": source}
-    test = load(tmp_path, "test", sources=signs)
+    test = load(tmp_path, "test", 8, sources=signs)
     assert test["traffic_sign"].role == "OOD" and source.role is None
     with pytest.raises(ValueError, match="43 classes.*Received: 42 classes"):
         signs = {"traffic_sign": source.subset(range(42))}
         load(tmp_path, "test", sources=signs)
+
+
+def test_converted_sets(tmp_path):
+    """Each split in its own folder."""
+    images = np.zeros((43 * 30, 8, 8, 3), "uint8")
+    source = data.ArraySource(images, np.repeat(np.arange(43), 30))
+    (tmp_path / "traffic_sign").mkdir()
+    data.convert(source, tmp_path / "traffic_sign" / "test", verbose=0)
+    test = load(tmp_path, "test", image_size=8)
+    assert isinstance(test["traffic_sign"].source, data.MemmapSource)
+    assert test["traffic_sign"][0][0]["query_images"].shape[1:] == (8, 8, 3)
+    with pytest.raises(ValueError, match=r"size 9. Received: .*\(8, 8\)"):
+        load(tmp_path, "test", image_size=9)
 
 
 def test_hierarchies_reach_the_sampler(tmp_path):

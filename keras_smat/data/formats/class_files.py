@@ -6,9 +6,9 @@ import os
 import numpy as np
 
 from keras_smat.data.arguments import some
-from keras_smat.data.dataset_spec import FILE
 from keras_smat.data.dataset_spec import SPLITS
 from keras_smat.data.dataset_spec import read_dataset_spec
+from keras_smat.data.spec_fields import FILE
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

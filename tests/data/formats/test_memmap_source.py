@@ -3,6 +3,7 @@ import pickle
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 from storage import values
@@ -123,6 +124,9 @@ data.convert(Killed(), {path!r}, verbose=0)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the signal is that of POSIX")
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="one backend is enough"
+)
 def test_goes_on_after_a_kill(tmp_path, small_parts):
     path = tmp_path / "set"
     code = SCRIPT.format(tests=os.path.dirname(__file__), path=str(path))

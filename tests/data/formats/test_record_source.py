@@ -251,9 +251,9 @@ def test_pickles_without_open_files(tmp_path):
 
 
 def test_memory_of_a_large_source(tmp_path):
-    """As many classes as QuickDraw has, with a fifth of its images: files
-    of the right size without content, whose positions were kept."""
-    classes, per_class, length = 345, 29_000, 700
+    """As many classes as QuickDraw has, with fewer images: files of the right
+    size without content, whose positions were kept."""
+    classes, per_class, length = 345, 2_900, 700
     write_spec(tmp_path, spec([per_class] * classes))
     offsets = np.arange(per_class, dtype="int64") * length
     known = {}

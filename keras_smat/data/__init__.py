@@ -2,6 +2,8 @@
 
 from keras_smat.data.augmentation import MetaTrainAugmentation
 from keras_smat.data.base import Episodes
+from keras_smat.data.checking import DatasetCheck
+from keras_smat.data.checking import check_dataset
 from keras_smat.data.dataset import EpisodeDataset
 from keras_smat.data.demo import demo_domains
 from keras_smat.data.episode import make_episode
@@ -26,6 +28,7 @@ from keras_smat.data.spec_fields import DatasetSpecError
 __all__ = [
     "ArraySource",
     "ClassHierarchy",
+    "DatasetCheck",
     "DatasetSpecError",
     "EpisodeDataset",
     "EpisodeSampler",
@@ -41,6 +44,7 @@ __all__ = [
     "RecordSource",
     "TFDSSource",
     "VariableEpisodes",
+    "check_dataset",
     "convert",
     "demo_domains",
     "make_episode",

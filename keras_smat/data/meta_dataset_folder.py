@@ -3,20 +3,15 @@
 import json
 import os
 
+from keras_smat.data.formats.detection import ALL_NAMES
+from keras_smat.data.formats.detection import SPLIT_NAMES
+from keras_smat.data.formats.detection import find_formats
 from keras_smat.data.formats.folder import FolderSource
 from keras_smat.data.formats.h5_source import H5Source
 from keras_smat.data.formats.memmap_source import ABOUT
 from keras_smat.data.formats.memmap_source import MemmapSource
 from keras_smat.data.formats.record_source import RecordSource
 from keras_smat.data.spec_fields import FILE
-
-# The names that a split has in folders and in `splits.json`.
-SPLIT_NAMES = {
-    "train": ("train",),
-    "validation": ("validation", "valid", "val"),
-    "test": ("test",),
-}
-ALL_NAMES = {name for names in SPLIT_NAMES.values() for name in names}
 
 
 def open_folder(folder, split, alone, image_size, crop):
@@ -39,7 +34,7 @@ def open_folder(folder, split, alone, image_size, crop):
     with os.scandir(folder) as entries:
         names = [e.name for e in entries if not e.name.startswith(".")]
     if FILE in names or "dataset_spec.pkl" in names:
-        h5 = any(name.endswith(".h5") for name in names)
+        h5 = "h5" in find_formats(folder)
         kind = H5Source if h5 else RecordSource
         return kind(folder, split, image_size=image_size, crop=crop)
     classes = None

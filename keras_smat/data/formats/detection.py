@@ -2,12 +2,18 @@
 
 import os
 
-from keras_smat.data.dataset_spec import FILE
 from keras_smat.data.formats.folder import SUFFIXES
 from keras_smat.data.formats.memmap_source import ABOUT
 from keras_smat.data.formats.memmap_source import IMAGES
+from keras_smat.data.spec_fields import FILE
 
-SPLIT_FOLDERS = {"train", "validation", "valid", "val", "test"}
+# The names that a split has in folders and in `splits.json`.
+SPLIT_NAMES = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val"),
+    "test": ("test",),
+}
+ALL_NAMES = {name for names in SPLIT_NAMES.values() for name in names}
 # PMF keeps validation episodes, not images, beside its classes.
 EPISODES = "val_ep"
 
@@ -37,7 +43,7 @@ def find_formats(folder):
         return found
     if any(_has_images(os.path.join(folder, name)) for name in folders):
         return ["folder"]
-    divided = set(folders) <= SPLIT_FOLDERS and any(
+    divided = set(folders) <= ALL_NAMES and any(
         find_formats(os.path.join(folder, name)) == ["folder"]
         for name in folders
     )

@@ -83,8 +83,8 @@ def _fields(data):
     while position < end:
         key, position = _varint(data, position)
         number, wire = key >> 3, key & 7
-        if number == 0:
-            raise ValueError("a field has number 0")
+        if not 0 < number < 2**29:
+            raise ValueError(f"a field has number {number}")
         if wire == VARINT:
             value, position = _varint(data, position)
             yield number, wire, value

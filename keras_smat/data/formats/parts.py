@@ -5,7 +5,6 @@ import functools
 import os
 from collections.abc import Callable
 
-from keras_smat.data.dataset_spec import FILE
 from keras_smat.data.dataset_spec import SPLITS
 from keras_smat.data.dataset_spec import read_dataset_spec
 from keras_smat.data.formats import inspection
@@ -16,6 +15,7 @@ from keras_smat.data.formats.folder import FolderSource
 from keras_smat.data.formats.h5_source import H5Source
 from keras_smat.data.formats.memmap_source import MemmapSource
 from keras_smat.data.formats.record_source import RecordSource
+from keras_smat.data.spec_fields import FILE
 
 CLASS_FILES = {
     "tfrecords": (RecordSource, inspection.inspect_records, ".tfrecords"),

@@ -1,5 +1,3 @@
-import time
-
 import numpy as np
 import pytest
 
@@ -77,14 +75,13 @@ def test_cycles(children):
 
 
 def test_spans_take_one_visit_per_edge():
-    """In a ladder of 60 levels, 2**60 paths lead down to the leaves."""
+    """In a ladder of 60 levels, 2**60 paths lead down to the leaves: walking
+    each of them would not end."""
     children = {(60, side): [] for side in (0, 1)}
     for level in range(60):
         for side in (0, 1):
             children[level, side] = [(level + 1, 0), (level + 1, 1)]
-    start = time.perf_counter()
     spans = spanned_leaves(children, {(60, 0): 0, (60, 1): 1})
-    assert time.perf_counter() - start < 1
     assert spans[0, 0].tolist() == [0, 1]
     # Deeper than Python's recursion limit.
     chain = {i: [i + 1] for i in range(5000)}

@@ -13,10 +13,7 @@ again goes on where it was killed and skips what is finished.
 """
 
 import argparse
-import concurrent.futures
 import csv
-import functools
-import io
 import json
 import os
 import pathlib
@@ -26,7 +23,7 @@ import time
 
 import keras
 import numpy as np
-from PIL import Image
+from packs import PackSource
 
 import keras_smat
 from keras_smat import data
@@ -37,50 +34,6 @@ NOTE = (
     "The packs are a small stand-in for Meta-Dataset: the figures must not be "
     "compared with published ones. Weights are those after the last epoch."
 )
-
-
-class PackSource(data.ImageSource):
-    """Encoded images in one `.npz` file, decoded when first needed.
-
-    The decoded pack stays in memory: `3 * image_size**2` bytes per image.
-
-    Args:
-        path: Path of the file.
-        image_size: Integer, side of the images in pixels.
-    """
-
-    def __init__(self, path, image_size):
-        with np.load(path, allow_pickle=False) as pack:
-            self.bytes = pack["data"]
-            self.offsets = pack["offsets"]
-            self.labels = pack["labels"]
-            self.class_names = [str(name) for name in pack["class_names"]]
-        self.image_shape = (image_size, image_size, 3)
-
-    def load(self, indices):
-        return self.images[indices]
-
-    def content(self, indices):
-        return b"".join(self.encoded(i) for i in indices)
-
-    def encoded(self, i):
-        return self.bytes[self.offsets[i] : self.offsets[i + 1]].tobytes()
-
-    @functools.cached_property
-    def images(self):
-        images = np.empty((len(self.labels), *self.image_shape), "uint8")
-
-        def decode(i):
-            image = Image.open(io.BytesIO(self.encoded(i))).convert("RGB")
-            size = self.image_shape[1::-1]
-            if image.size != size:
-                image = image.resize(size, Image.Resampling.BICUBIC)
-            images[i] = image
-
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            for _ in pool.map(decode, range(len(images))):
-                pass
-        return images
 
 
 class Clock(keras.callbacks.Callback):

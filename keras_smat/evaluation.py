@@ -38,7 +38,8 @@ def evaluate_few_shot(
         episodes: `data.Episodes` (an `EpisodeDataset` or a mixture), or a
             dict from names to them.
         in_domain: list of names, the sets of domains that were trained on;
-            the others count as out of domain. Defaults to `None` (unknown).
+            the others count as out of domain. Defaults to `None`: those whose
+            `role` is `"ID"`; unknown if no set has a role.
         num_episodes: int, episodes of each set, from its first on. Defaults
             to `600`.
         adapter: callable `(learner, x, weights) -> weights` that refines the
@@ -82,6 +83,8 @@ def evaluate_few_shot(
     """
     if not isinstance(episodes, dict):
         episodes = {"episodes": episodes}
+    if in_domain is None:
+        in_domain = _in_domain(episodes)
     _check(learner, episodes, in_domain, num_episodes, adapter)
     if verbose not in ("auto", 0, 1, 2):
         raise ValueError(
@@ -158,6 +161,14 @@ def _check(learner, episodes, in_domain, num_episodes, adapter):
             "Expected `in_domain` as a list of names of the sets "
             f"{list(episodes)}. Received: in_domain={in_domain!r}"
         )
+
+
+def _in_domain(episodes):
+    """Names of the sets whose role is "ID"; `None` if none has a role."""
+    roles = {n: getattr(s, "role", None) for n, s in episodes.items()}
+    if any(roles.values()):
+        return [name for name, role in roles.items() if role == "ID"]
+    return None
 
 
 def _protocol(learner, episodes, num_episodes, adapter):

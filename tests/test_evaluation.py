@@ -169,6 +169,21 @@ def test_protocol_tells_episodes_apart():
     assert stamp["episodes_sha256"] != other["episodes_sha256"]
 
 
+def test_the_report_carries_the_hash_of_a_manifest(tmp_path):
+    learner = ProtoNet(make_backbone(), max_way=5)
+    digest = make_set().save_manifest(tmp_path / "episodes.json")
+    replayed = data.EpisodeDataset.from_manifest(
+        tmp_path / "episodes.json", make_source()
+    )
+    reports = [
+        evaluate_few_shot(learner, {"set": s}, num_episodes=4, verbose=0)
+        for s in (make_set(), replayed)
+    ]
+    figures = [report.results["set"].per_episode for report in reports]
+    np.testing.assert_array_equal(*figures)
+    assert reports[1].protocol["sets"]["set"]["manifest"] == digest
+
+
 def test_adapter_sees_the_support_alone():
     seen = []
 

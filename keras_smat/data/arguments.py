@@ -26,6 +26,31 @@ def check_range(name, value, low):
     )
 
 
+def check_way(name, way, class_sizes):
+    """Raises a `ValueError` if there are fewer classes than `way`."""
+    if way > len(class_sizes):
+        raise ValueError(
+            f"Expected `{name}` of at most the number of classes, "
+            f"{len(class_sizes)}. Received: {name}={way}."
+        )
+
+
+def check_sizes(class_sizes, class_names, needed, reason):
+    """Raises a `ValueError` that names the classes with too few images."""
+    short = np.flatnonzero(np.asarray(class_sizes) < needed)
+    if short.size:
+        named = "; ".join(
+            f"class {class_names[c]!r} has {class_sizes[c]} images, "
+            f"needs {needed} ({reason})"
+            for c in short[:5]
+        )
+        more = f"; and {short.size - 5} more classes" if short.size > 5 else ""
+        raise ValueError(
+            f"Expected every class to have at least {needed} images. "
+            f"Received: {named}{more}."
+        )
+
+
 def height_width(image_size):
     """Returns an integer or a `(height, width)` pair as a pair of `int`."""
     pair = (image_size,) * 2 if np.ndim(image_size) == 0 else tuple(image_size)

@@ -132,3 +132,17 @@ class MetaTrainAugmentation:
         h = min(height, round(width / ratio))
         left, upper = (width - w) // 2, (height - h) // 2
         return left, upper, left + w, upper + h
+
+
+def augmented_shape(source, augment):
+    """Returns `(H, W, C)` of the images in an episode."""
+    height, width, channels = source.image_shape
+    size = getattr(augment, "image_size", None) or (height, width)
+    return (*size, channels)
+
+
+def describe_augmentation(augment):
+    if augment is None or hasattr(augment, "protocol"):
+        return augment and augment.protocol()
+    # A plain repr holds an address, which differs from run to run.
+    return getattr(augment, "__qualname__", type(augment).__qualname__)

@@ -4,6 +4,9 @@ import keras
 import numpy as np
 
 from keras_smat.data.arguments import check_integer
+from keras_smat.data.episode import bucket_size
+from keras_smat.data.episode import make_episode
+from keras_smat.data.manifest import write_manifest
 from keras_smat.data.prefetch import Prefetcher
 
 
@@ -20,7 +23,10 @@ class Episodes(keras.utils.PyDataset):
         image_shape: Tuple `(H, W, C)` of the images in an episode.
         support_buckets: Tuple of integers, the padded support sizes.
         query_buckets: Tuple of integers, the padded query sizes.
+        role: `"ID"` or `"OOD"`, the role of its source, or `None`.
     """
+
+    role = None
 
     def __init__(self, num_episodes, seed, **kwargs):
         # Keras must see no workers: see `Prefetcher`.
@@ -51,8 +57,10 @@ class Episodes(keras.utils.PyDataset):
 
     def episode(self, epoch, index):
         """Returns `(x, y, sample_weight)` of one episode of any epoch."""
-        rng = self._rng(epoch, index)
-        return self.load_episode(self.draw(rng), rng)
+        indices = self.draw(self._rng(epoch, index))
+        # A stream of its own, so that a replay, which draws nothing, augments
+        # alike.
+        return self.load_episode(indices, self._rng(epoch, index, 1))
 
     def indices(self, index):
         """Returns which images an episode has, without loading them.
@@ -86,15 +94,56 @@ class Episodes(keras.utils.PyDataset):
         """
         raise NotImplementedError
 
+    def sources(self):
+        """Returns a dict from the domain to a pair of its `ImageSource` and
+        its query source, or `None`; the domain is `""` where there is one."""
+        raise NotImplementedError
+
     def protocol(self):
         """Returns a dict of what determines the episodes."""
         raise NotImplementedError
 
-    def _rng(self, epoch, index):
+    def save_manifest(self, path):
+        """Writes down which images the episodes of this epoch have.
+
+        `EpisodeDataset.from_manifest` replays them, whatever version of the
+        library and of NumPy drew them. The file is JSON: seed, protocol, a
+        fingerprint of every source, the indices of every episode, and a hash
+        of all of it. An interruption leaves no half-written file.
+
+        Args:
+            path: String or path. Its folder must exist.
+
+        Returns:
+            A string, the hash of the manifest.
+
+        Raises:
+            ValueError: if the folder does not exist.
+        """
+        return write_manifest(self, path)
+
+    def assemble(self, indices, images):
+        """Returns the padded episode of `indices` and their loaded images.
+
+        Args:
+            indices: Dict, as `indices()` returns it.
+            images: uint8 array of shape `(S + Q, H, W, C)`, support first.
+        """
+        support, query = len(indices["support"]), len(indices["query"])
+        return make_episode(
+            images[:support],
+            indices["support_labels"],
+            images[support:],
+            indices["query_labels"],
+            bucket_size(support, self.support_buckets),
+            bucket_size(query, self.query_buckets),
+        )
+
+    def _rng(self, *key):
         # A spawn key, as a list [seed, epoch, index] could collide with
         # another one: NumPy drops the zeros at its end.
-        key = np.random.SeedSequence(self.seed, spawn_key=(epoch, index))
-        return np.random.default_rng(key)
+        sequence = np.random.SeedSequence(self.seed, spawn_key=key)
+        return np.random.default_rng(sequence)
 
     def _check_index(self, index):
         if not 0 <= index < len(self):

@@ -4,9 +4,9 @@ import numpy as np
 
 from keras_smat.data.arguments import check_integer
 from keras_smat.data.arguments import some
+from keras_smat.data.augmentation import augmented_shape
+from keras_smat.data.augmentation import describe_augmentation
 from keras_smat.data.base import Episodes
-from keras_smat.data.episode import bucket_size
-from keras_smat.data.episode import make_episode
 from keras_smat.data.sources import ClassIndex
 
 
@@ -82,9 +82,9 @@ class EpisodeDataset(Episodes):
             max_queue_size=max_queue_size,
         )
         if query_source is not None:
-            query_source = _align(query_source, source)
+            query_source = align(query_source, source)
         self.source = source
-        self.sampler = sampler
+        self.sampler = sampler = sampler.bind(source)
         self.augment = augment
         self.query_source = query_source
         sampler.check(source.class_sizes, source.class_names, self._query_sizes)
@@ -104,10 +104,12 @@ class EpisodeDataset(Episodes):
         return self.sampler.max_way
 
     @property
+    def role(self):
+        return self.source.role
+
+    @property
     def image_shape(self):
-        height, width, channels = self.source.image_shape
-        size = getattr(self.augment, "image_size", None) or (height, width)
-        return (*size, channels)
+        return augmented_shape(self.source, self.augment)
 
     @property
     def _query_sizes(self):
@@ -128,23 +130,64 @@ class EpisodeDataset(Episodes):
         }
 
     def load_episode(self, indices, rng=None):
-        support, query = indices["support"], indices["query"]
-        if self.query_source is None:
-            images = self.source.load(np.concatenate([support, query]))
-        else:
-            images = np.concatenate(
-                [self.source.load(support), self.query_source.load(query)]
-            )
-        if self.augment is not None and rng is not None:
-            images = self.augment(images, rng)
-        return make_episode(
-            images[: len(support)],
-            indices["support_labels"],
-            images[len(support) :],
-            indices["query_labels"],
-            bucket_size(len(support), self.support_buckets),
-            bucket_size(len(query), self.query_buckets),
+        images = load_images(
+            indices, self.source, self.query_source, self.augment, rng
         )
+        return self.assemble(indices, images)
+
+    def sources(self):
+        return {"": (self.source, self.query_source)}
+
+    @classmethod
+    def from_manifest(
+        cls, path, sources, query_sources=None, augment=None, **kwargs
+    ):
+        """Replays the episodes that `save_manifest` wrote down.
+
+        Every epoch has the same images and the same padding; the first one
+        also the same augmentation, if it is given.
+
+        Args:
+            path: String or path of the manifest.
+            sources: `ImageSource` with the images that the manifest was made
+                with; for a mixture, a dict of them by domain.
+            query_sources: The same for the queries, where they came from
+                other images. Defaults to `None`.
+            augment: As for the class. Defaults to `None`.
+            **kwargs: `workers`, `use_multiprocessing` and `max_queue_size`,
+                as for the class.
+
+        Returns:
+            `Episodes` whose protocol, and so a report on them, carries the
+            hash of the manifest.
+
+        Raises:
+            ValueError: if the file is no manifest or was changed, a source is
+                missing, or its fingerprint is another one: the replay would
+                load other images.
+
+        Example:
+
+        ```python
+        import os
+        import tempfile
+
+        import numpy as np
+        from keras_smat import data
+
+        images = np.zeros((200, 32, 32, 3), "uint8")
+        source = data.ArraySource(images, np.repeat(np.arange(10), 20))
+        episodes = data.EpisodeDataset(source, data.MetaDatasetEpisodes())
+        path = os.path.join(tempfile.mkdtemp(), "episodes.json")
+        episodes.save_manifest(path)
+        again = data.EpisodeDataset.from_manifest(path, source)
+        again.indices(7)["support"]  # as episodes.indices(7)["support"]
+        ```
+        """
+        # Here, since a replay loads images as this module does.
+        from keras_smat.data.replay import ReplayedEpisodes
+
+        return ReplayedEpisodes(path, sources, query_sources, augment, **kwargs)
 
     def protocol(self):
         query_source = self.query_source
@@ -152,14 +195,27 @@ class EpisodeDataset(Episodes):
             "source": self.source.fingerprint(),
             "query_source": query_source and query_source.fingerprint(),
             "sampler": self.sampler.protocol(),
-            "augment": _describe(self.augment),
+            "augment": describe_augmentation(self.augment),
             "image_shape": self.image_shape,
             "num_episodes": self.num_episodes,
             "seed": self.seed,
         }
 
 
-def _align(query_source, source):
+def load_images(indices, source, query_source, augment, rng):
+    """Loads the images of an episode, support first, `(S + Q, H, W, C)`."""
+    support, query = indices["support"], indices["query"]
+    if query_source is None:
+        images = source.load(np.concatenate([support, query]))
+    else:
+        images = [source.load(support), query_source.load(query)]
+        images = np.concatenate(images)
+    if augment is None or rng is None:
+        return images
+    return augment(images, rng)
+
+
+def align(query_source, source):
     """Returns `query_source` with the classes of `source` in their order."""
     names = set(query_source.class_names)
     missing = [name for name in source.class_names if name not in names]
@@ -190,10 +246,3 @@ def _buckets(name, sizes, smallest, largest):
             f"Received: {name}_buckets={sorted(sizes)}."
         )
     return tuple(sorted(sizes))
-
-
-def _describe(augment):
-    if augment is None or hasattr(augment, "protocol"):
-        return augment and augment.protocol()
-    # A plain repr holds an address, which differs from run to run.
-    return getattr(augment, "__qualname__", type(augment).__qualname__)

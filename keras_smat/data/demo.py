@@ -10,7 +10,7 @@ from keras_smat.data import demo_figures
 from keras_smat.data import demo_glyphs
 from keras_smat.data import demo_textures
 from keras_smat.data.arguments import check_integer
-from keras_smat.data.sources import ArraySource
+from keras_smat.data.formats.array_source import ArraySource
 
 SPLITS = ("train", "validation", "test")
 IMAGES_PER_CLASS = 20

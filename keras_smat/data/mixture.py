@@ -100,6 +100,10 @@ class MixedEpisodes(Episodes):
     def load_episode(self, indices, rng=None):
         return self.datasets[indices["domain"]].load_episode(indices, rng)
 
+    def sources(self):
+        domains = self.datasets.items()
+        return {name: ds.sources()[""] for name, ds in domains}
+
     def protocol(self):
         return {
             "domains": {n: d.protocol() for n, d in self.datasets.items()},

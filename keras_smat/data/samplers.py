@@ -6,6 +6,8 @@ import numpy as np
 
 from keras_smat.data.arguments import check_integer
 from keras_smat.data.arguments import check_range
+from keras_smat.data.arguments import check_sizes
+from keras_smat.data.arguments import check_way
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,6 +42,17 @@ class EpisodeSampler:
 
     min_support = 1
     min_query = 1
+
+    def bind(self, source):
+        """Returns the sampler to use for a source.
+
+        A sampler that needs to know more than class sizes returns a copy of
+        itself that holds it. `EpisodeDataset` calls this.
+
+        Args:
+            source: `ImageSource`.
+        """
+        return self
 
     def plan(self, rng, class_sizes, query_sizes=None):
         """Draws the classes and their image counts.
@@ -82,11 +95,15 @@ class EpisodeSampler:
 
     def protocol(self):
         """Returns the settings as a dict, for the stamp on a report."""
-        return {"name": type(self).__name__, **vars(self)}
+        return {"name": type(self).__name__, **self._settings()}
+
+    def _settings(self):
+        values = vars(self).items()
+        return {k: v for k, v in values if not k.startswith("_")}
 
     def __repr__(self):
-        settings = ", ".join(f"{k}={v!r}" for k, v in vars(self).items())
-        return f"{type(self).__name__}({settings})"
+        settings = (f"{k}={v!r}" for k, v in self._settings().items())
+        return f"{type(self).__name__}({', '.join(settings)})"
 
 
 class FixedEpisodes(EpisodeSampler):
@@ -223,28 +240,3 @@ class VariableEpisodes(EpisodeSampler):
         else:
             check_sizes(class_sizes, class_names, 1, "a support")
             check_sizes(query_sizes, class_names, 1, "a query")
-
-
-def check_way(name, way, class_sizes):
-    """Raises a `ValueError` if there are fewer classes than `way`."""
-    if way > len(class_sizes):
-        raise ValueError(
-            f"Expected `{name}` of at most the number of classes, "
-            f"{len(class_sizes)}. Received: {name}={way}."
-        )
-
-
-def check_sizes(class_sizes, class_names, needed, reason):
-    """Raises a `ValueError` that names the classes with too few images."""
-    short = np.flatnonzero(np.asarray(class_sizes) < needed)
-    if short.size:
-        named = "; ".join(
-            f"class {class_names[c]!r} has {class_sizes[c]} images, "
-            f"needs {needed} ({reason})"
-            for c in short[:5]
-        )
-        more = f"; and {short.size - 5} more classes" if short.size > 5 else ""
-        raise ValueError(
-            f"Expected every class to have at least {needed} images. "
-            f"Received: {named}{more}."
-        )

@@ -1,13 +1,11 @@
-"""Where the images come from: the protocol and arrays in memory."""
+"""Where the images come from: the protocol of all sources, and views."""
 
 import functools
 import hashlib
-import mmap
 
 import numpy as np
 
-from keras_smat.data.episode import check_images
-from keras_smat.data.episode import check_labels
+from keras_smat.data.arguments import check_integer
 
 
 class ImageSource:
@@ -21,6 +19,10 @@ class ImageSource:
         labels: Integer array of shape `(N,)`, the class of each image, in
             any order.
         class_names: List of strings, the name of each class.
+        hierarchy: `ClassHierarchy` over the classes, for samplers that use
+            one. Defaults to `None`, as in every `subset`.
+        role: `"ID"` or `"OOD"`, whether models were trained on the domain.
+            Defaults to `None`, unknown.
 
     Example:
 
@@ -45,6 +47,9 @@ class ImageSource:
     Noise().class_sizes  # [100, 100, 100]
     ```
     """
+
+    hierarchy = None
+    role = None
 
     def load(self, indices):
         """Loads images.
@@ -90,7 +95,10 @@ class ImageSource:
         of eight images spread over the data.
         """
         spread = np.linspace(0, len(self.labels) - 1, 8).astype("int64")
-        digest = hashlib.sha256(np.asarray(self.labels, "<i8").tobytes())
+        digest = hashlib.sha256()
+        for start in range(0, len(self.labels), 10**6):  # no copy of them all
+            part = self.labels[start : start + 10**6]
+            digest.update(np.asarray(part, "<i8").tobytes())
         digest.update(repr((self.class_names, self.image_shape)).encode())
         digest.update(self.content(np.unique(spread)))
         return digest.hexdigest()[:16]
@@ -108,12 +116,7 @@ class ImageSource:
         Raises:
             ValueError: if the list is empty or a class is unknown or twice.
         """
-        return _Subset(self, classes)
-
-
-class _Subset(ImageSource):
-    def __init__(self, source, classes):
-        names = list(source.class_names)
+        names = list(self.class_names)
         ids = {name: i for i, name in enumerate(names)}
         chosen = [ids.get(c, c) for c in classes]
         unknown = [c for c in chosen if c not in range(len(names))]
@@ -125,11 +128,58 @@ class _Subset(ImageSource):
             )
         new = np.full(len(names), -1)
         new[chosen] = np.arange(len(chosen))
-        labels = new[source.labels]
+        labels = new[self.labels]
+        positions = np.flatnonzero(labels >= 0)
+        names = [names[c] for c in chosen]
+        return _View(self, positions, labels[positions], names)
+
+    def split_classes(self, shares=(0.7, 0.15, 0.15), seed=0):
+        """Splits the classes at random, for data without a class split.
+
+        Args:
+            shares: Three numbers, the relative sizes of the splits. Defaults
+                to those of Meta-Dataset.
+            seed: Non-negative integer. Defaults to 0.
+
+        Returns:
+            A dict of the views `"train"`, `"validation"` and `"test"`, whose
+            classes keep their order; a split of share 0 is left out.
+
+        Raises:
+            ValueError: if there are not three shares, or a split is left
+                without a class.
+        """
+        shares = np.asarray(shares, "float64")
+        if shares.shape != (3,) or (shares < 0).any() or not shares.sum() > 0:
+            raise ValueError(
+                "Expected `shares` as three numbers of at least 0, not all 0. "
+                f"Received: shares={shares.tolist()}."
+            )
+        total = len(self.class_names)
+        ends = np.rint(total * np.cumsum(shares) / shares.sum()).astype(int)
+        rng = np.random.default_rng(check_integer("seed", seed, 0))
+        parts = np.split(rng.permutation(total), ends[:-1])
+        names = ("train", "validation", "test")
+        if any(s > 0 and not len(p) for s, p in zip(shares, parts)):
+            raise ValueError(
+                "Expected at least one class per split. Received: "
+                f"{total} classes, shares={shares.tolist()}."
+            )
+        return {
+            name: self.subset(np.sort(part))
+            for name, part in zip(names, parts)
+            if len(part)
+        }
+
+
+class _View(ImageSource):
+    """Images of another source, in any order and with other labels."""
+
+    def __init__(self, source, positions, labels, class_names):
         self.source = source
-        self.positions = np.flatnonzero(labels >= 0)
-        self.labels = labels[self.positions]
-        self.class_names = [names[c] for c in chosen]
+        self.positions = positions
+        self.labels = labels
+        self.class_names = class_names
 
     @property
     def image_shape(self):
@@ -140,6 +190,17 @@ class _Subset(ImageSource):
 
     def content(self, indices):
         return self.source.content(self.positions[indices])
+
+
+def repeat_images(source, at_least):
+    """Returns a view of `source` that shows the images of a smaller class
+    again and again, up to `at_least`."""
+    index = ClassIndex(source)
+    places = [
+        np.resize(np.arange(n), max(n, at_least)) for n in source.class_sizes
+    ]
+    positions, labels = index.take(np.arange(len(places)), places)
+    return _View(source, positions, labels, list(source.class_names))
 
 
 class ClassIndex:
@@ -172,66 +233,3 @@ class ClassIndex:
         if self.order is not None:
             indices = self.order[indices]
         return indices, labels
-
-
-class ArraySource(ImageSource):
-    """Images that are one array, in memory or memory-mapped.
-
-    Args:
-        images: uint8 array or `numpy.memmap` of shape `(N, H, W, C)`, pixels
-            in `[0, 255]`. It is not copied.
-        labels: Integers of shape `(N,)` that use every class `0..classes-1`.
-        class_names: List of strings. Defaults to `None`: "0", "1", ...
-
-    Raises:
-        ValueError: if images or labels are not as above, or the number of
-            names is not the number of classes.
-
-    Example:
-
-    ```python
-    import numpy as np
-    from keras_smat import data
-
-    images = np.zeros((6, 32, 32, 3), "uint8")
-    source = data.ArraySource(images, [0, 0, 0, 1, 1, 1], ["cat", "dog"])
-    source.class_sizes  # [3, 3]
-    ```
-    """
-
-    def __init__(self, images, labels, class_names=None):
-        checked = check_images(images)
-        self.images = images if isinstance(images, np.memmap) else checked
-        self.labels = check_labels(labels, len(checked))
-        way = int(self.labels.max()) + 1
-        if class_names is None:
-            class_names = range(way)
-        self.class_names = [str(name) for name in class_names]
-        if len(self.class_names) != way or len(set(self.class_names)) != way:
-            raise ValueError(
-                f"Expected `class_names` as {way} different names, one per "
-                f"class. Received: {len(self.class_names)} names, "
-                f"{self.class_names[:5]}."
-            )
-
-    @property
-    def image_shape(self):
-        return tuple(self.images.shape[1:])
-
-    def load(self, indices):
-        return np.asarray(self.images[indices])
-
-    def __getstate__(self):
-        # A memory map pickles as all its pixels: send the file's name.
-        images, mapped = self.images, None
-        if isinstance(images.base, mmap.mmap) and images.filename:
-            order = "C" if images.flags.c_contiguous else "F"
-            mapped = (images.offset, images.shape, order)
-            mapped = (images.filename, images.dtype, "r", *mapped)
-        return {**vars(self), "images": None if mapped else images}, mapped
-
-    def __setstate__(self, state):
-        values, mapped = state
-        vars(self).update(values)
-        if mapped:
-            self.images = np.memmap(*mapped)

@@ -310,10 +310,15 @@ def test_millions_of_images():
     )
 
 
+def test_all_is_sorted():
+    assert data.__all__ == sorted(data.__all__)
+
+
 PUBLIC = [getattr(data, name) for name in data.__all__]
+PUBLIC.append(data.EpisodeDataset.from_manifest)
 
 
-@pytest.mark.parametrize("public", PUBLIC, ids=data.__all__)
+@pytest.mark.parametrize("public", PUBLIC, ids=lambda x: x.__name__)
 def test_docstring_examples_run(public):
     for code in re.findall(r"```python\n(.*?)```", public.__doc__, re.S):
         lines = code.splitlines()

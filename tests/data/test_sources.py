@@ -79,6 +79,28 @@ def test_subset_refuses(classes):
         source.subset(classes)
 
 
+def test_split_classes():
+    source = ArraySource(
+        numbered(20), np.arange(20), [f"c{i}" for i in range(20)]
+    )
+    splits = source.split_classes(seed=3)
+    assert list(splits) == ["train", "validation", "test"]
+    names = [view.class_names for view in splits.values()]
+    assert [len(part) for part in names] == [14, 3, 3]
+    assert sorted(sum(names, [])) == sorted(source.class_names)
+    assert names[0] == sorted(names[0], key=source.class_names.index)
+    again = source.split_classes(seed=3)
+    assert [view.class_names for view in again.values()] == names
+    other = source.split_classes(seed=4)
+    assert other["test"].class_names != names[2]
+    pair = source.split_classes((3, 0, 1))
+    assert list(pair) == ["train", "test"] and len(pair["test"].labels) == 5
+    with pytest.raises(ValueError, match="three numbers"):
+        source.split_classes((0.5, 0.5))
+    with pytest.raises(ValueError, match="one class per split.*2 classes"):
+        source.subset(["c1", "c2"]).split_classes()
+
+
 def test_fingerprint():
     images, labels = numbered(20), np.repeat([0, 1], 10)
     source = ArraySource(images, labels)

@@ -1,0 +1,1 @@
+"""Where images are stored: one file per format."""

@@ -228,6 +228,7 @@ def to_svg(figure, salt="keras_smat"):
         r"<style.*?</style>|<metadata.*?</metadata>", "", svg, flags=re.S
     )
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    svg = re.sub(r' id="image[^"]*"', "", svg)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     return svg.replace(INK, "currentColor").strip()

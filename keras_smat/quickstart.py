@@ -275,7 +275,7 @@ def describe(record, settings, learners, train, seed):
         f"Every episode is {settings.way}-way {settings.shot}-shot with "
         f"{settings.query} queries per class; all learners see the same "
         f"{settings.test_episodes} test episodes of every set, of classes "
-        "that were not trained on.",
+        f"that were not trained on; chance is {100 / settings.way:g} %.",
         f"Seed {seed} for images, episodes and training.",
     ]
 

@@ -87,7 +87,7 @@ def _verdict(first, second, average):
     side = "above" if points >= 0 else "below"
     text = (
         f"{first} is {abs(points):.1f} points {side} {second} (paired, 95 % "
-        f"interval {low:+.1f} to {high:+.1f})"
+        f"interval {low:+z.1f} to {high:+z.1f})"
     )
     if low > 0 or high < 0:
         return f"{text}."
@@ -212,9 +212,9 @@ def _add_pictures(built, pictures):
     built.section("Episodes as SMAT sees them")
     built.paragraph(
         "The first test episode of some domains. Each row is one class: the "
-        "support that SMAT was given, then queries. A thin green frame is "
-        "right; a thick orange one is wrong and carries the letter of the "
-        "class that the query was taken for."
+        "support that SMAT was given, then the first queries. A thin green "
+        "frame is right; a thick orange one is wrong and carries the letter "
+        "of the class that the query was taken for."
     )
     for picture in pictures:
         right = int((picture.predictions == picture.y).sum())
@@ -232,6 +232,7 @@ def _add_pictures(built, pictures):
             ),
             f"{picture.domain} ({picture.role}): {right} of {len(picture.y)} "
             f"queries right. {names}.",
+            min_width=360,
         )
 
 

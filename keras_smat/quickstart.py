@@ -34,7 +34,7 @@ class Settings:
         shot: int, support images of each class.
         query: int, query images of each class.
         steps: int, training episodes of each learner.
-        epochs: int, points of the learning curves.
+        epochs: int, most points of a learning curve.
         validation_episodes: int, after each epoch.
         test_episodes: int, of each test set.
         num_experts: int, of SMAT.
@@ -43,14 +43,14 @@ class Settings:
         pictures: int, test sets of each role whose first episode is shown.
     """
 
-    image_size: int = 48
+    image_size: int = 64
     way: int = 5
     shot: int = 5
-    query: int = 10
-    steps: int = 150
-    epochs: int = 6
-    validation_episodes: int = 25
-    test_episodes: int = 100
+    query: int = 5
+    steps: int = 80
+    epochs: int = 5
+    validation_episodes: int = 8
+    test_episodes: int = 20
     num_experts: int = 4
     target_sparsity: float = 0.9
     merging_episodes: int = 5
@@ -58,7 +58,7 @@ class Settings:
 
 
 SMOKE = Settings(
-    image_size=16, query=5, epochs=2, validation_episodes=1, test_episodes=2
+    image_size=16, epochs=2, validation_episodes=1, test_episodes=2
 )
 BACKBONE_NOTE = (
     "The backbone was pretrained on the spot, for a minute or two: a toy. The "
@@ -194,8 +194,8 @@ def run(settings, seed, record):
         split: data.demo_domains(split, size, seed)
         for split in ("train", "validation", "test")
     }
-    epochs = min(settings.epochs, steps)
-    per_epoch = -(-steps // epochs)
+    epochs = max(e for e in range(1, settings.epochs + 1) if steps % e == 0)
+    per_epoch = steps // epochs
     sampler = data.FixedEpisodes(settings.way, settings.shot, settings.query)
 
     def episodes(split, count):
@@ -221,7 +221,7 @@ def run(settings, seed, record):
         verbose=0,
     ).results["episodes"]
     record.curves["Frozen"] = {
-        "steps": [0, epochs * per_epoch],
+        "steps": [0, steps],
         "training": [],
         "validation": [frozen.accuracy] * 2,
     }
@@ -229,7 +229,7 @@ def run(settings, seed, record):
         monitor = Monitor(name, record)
         if learner.trainable_variables:
             print(f"Meta-tuning {name}:")
-            recipe = recipes.get("recommended", learner, epochs * per_epoch)
+            recipe = recipes.get("recommended", learner, steps)
             learner.compile(**recipe)
             learner.fit(
                 train,

@@ -178,7 +178,7 @@ def page(record):
     built.note(record.note)
     _add_pictures(built, record.pictures)
     _add_training(built, record)
-    built.section("What was run")
+    built.section("What was " + ("planned" if record.interrupted else "run"))
     built.bullets(record.protocol)
     for report in list(record.reports.values())[-1:]:
         report_page.add_protocol(built, report.protocol)

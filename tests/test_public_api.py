@@ -15,6 +15,8 @@ from tools import make_source
 
 import keras_smat
 from keras_smat import data
+from keras_smat import html_page
+from keras_smat import plots
 from keras_smat import recipes
 
 
@@ -67,10 +69,12 @@ EXAMPLES = [
     keras_smat.callbacks.BackupAndRestore,
     recipes.get,
     recipes.learner_arguments,
+    html_page.HtmlPage,
+    plots,
 ]
 
 
-@pytest.mark.parametrize("thing", EXAMPLES, ids=lambda t: t.__qualname__)
+@pytest.mark.parametrize("thing", EXAMPLES, ids=lambda t: t.__name__)
 def test_examples_run(thing, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     doc = inspect.getdoc(thing)

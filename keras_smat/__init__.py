@@ -6,6 +6,8 @@ from keras_smat import functional
 from keras_smat import recipes
 from keras_smat._version import __version__
 from keras_smat.backbones import feature_backbone
+from keras_smat.benchmark import evaluate_benchmark
+from keras_smat.benchmark_report import BenchmarkReport
 from keras_smat.evaluation import evaluate_few_shot
 from keras_smat.experts import ExpertBank
 from keras_smat.layers import HardConcreteMask
@@ -20,6 +22,7 @@ from keras_smat.report import FewShotResult
 from keras_smat.sparsity import SparsityController
 
 __all__ = [
+    "BenchmarkReport",
     "ExpertBank",
     "FewShotReport",
     "FewShotResult",
@@ -34,6 +37,7 @@ __all__ = [
     "__version__",
     "callbacks",
     "data",
+    "evaluate_benchmark",
     "evaluate_few_shot",
     "feature_backbone",
     "functional",

@@ -41,6 +41,7 @@ font-variant-numeric:tabular-nums;min-width:50%}
 th,td{padding:.3rem .7rem;border-bottom:1px solid var(--line);text-align:left;
 vertical-align:top}
 td.n,th.n{text-align:right;white-space:nowrap}
+td:first-child{white-space:nowrap}
 tfoot td{font-weight:600;background:var(--shade)}
 th button{font:inherit;font-weight:600;color:inherit;background:none;border:0;
 padding:0;cursor:pointer;text-align:inherit}
@@ -172,17 +173,21 @@ class HtmlPage:
             f"</thead><tbody>{body}</tbody>{foot}</table></div>"
         )
 
-    def details(self, summary, text):
-        """Adds preformatted text that unfolds.
+    def preformatted(self, text):
+        """Adds text as it is, such as JSON."""
+        self._parts.append(f"<pre>{_escape(text)}</pre>")
+
+    def folded(self, summary, add):
+        """Adds what `add()` adds, unfolded by a click.
 
         Args:
             summary: str, always visible.
-            text: str.
+            add: function without arguments that adds to this page.
         """
-        self._parts.append(
-            f"<details><summary>{_escape(summary)}</summary>"
-            f"<pre>{_escape(text)}</pre></details>"
-        )
+        text = _escape(summary)
+        self._parts.append(f"<details><summary>{text}</summary>")
+        add()
+        self._parts.append("</details>")
 
     def render(self):
         """Returns the page as a str."""

@@ -105,6 +105,37 @@ def differences(difference, ci95, names, ax=None):
     return _grid(ax, "x")
 
 
+def id_against_ood(inside, outside, inside_ci95, outside_ci95, names, ax=None):
+    """Accuracy out of domain over accuracy in domain, a point per method.
+
+    Args:
+        inside: float array of shape (n,), in [0, 1]: in domain.
+        outside: float array of shape (n,): out of domain.
+        inside_ci95: float array of shape (n,), half widths.
+        outside_ci95: float array of shape (n,), half widths.
+        names: list of str.
+        ax: matplotlib `Axes`. Defaults to `None`, a new figure.
+
+    Returns:
+        `Axes`.
+    """
+    values = [inside, outside, inside_ci95, outside_ci95]
+    values = [100 * np.asarray(v, "float64") for v in values]
+    for name, value in zip(("inside", "outside"), values):
+        _check_shape(name, value, (len(names),))
+    ax = _axes(ax, 6.4, 3.8)
+    for i, (name, x, y, dx, dy) in enumerate(zip(names, *values)):
+        ax.errorbar(
+            x, y, np.nan_to_num(dy), np.nan_to_num(dx), label=name,
+            color=COLORS[i % len(COLORS)], fmt=_MARKERS[i % len(_MARKERS)],
+            markersize=5, elinewidth=1, capsize=2,
+        )  # fmt: skip
+    ax.set_xlabel("in domain, accuracy in %", color=INK, size=_SIZE)
+    ax.set_ylabel("out of domain, %", color=INK, size=_SIZE)
+    _legend(ax, 3)
+    return _grid(ax, "both")
+
+
 def learning_curves(validation, training=None, ylabel="accuracy in %", ax=None):
     """Validation and training figures over the steps, a colour per learner.
 

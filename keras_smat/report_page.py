@@ -10,6 +10,7 @@ MEASURE = (
     "mean over episodes ± half of its 95 % confidence interval."
 )
 _AVERAGES = {"in_domain": "ID average", "out_of_domain": "OOD average"}
+_AVERAGE_GROUP = "averages"
 _GROUPS = {"ID": "in domain", "OOD": "out of domain", None: "sets"}
 
 
@@ -51,17 +52,35 @@ def add_accuracies(page, reports):
         ),
         "Accuracy of every learner, with 95 % confidence intervals.",
     )
-    rows = [
-        [name, group, *(_percent(column[i]) for column in columns)]
-        for i, (name, group) in enumerate(zip(sets, groups))
-    ]
+    rows = set_rows(reports)
     averages = len(next(iter(reports.values())).averages)
     page.table(
         ["set", "domain", *(f"{name}, %" for name in reports)],
         rows[averages:],
-        [[name, "", *cells] for name, _, *cells in rows[:averages]],
+        rows[:averages],
         "A click on a heading sorts.",
     )
+
+
+def set_rows(reports):
+    """Rows of a table: averages, then sets, with a cell for each report.
+
+    Args:
+        reports: dict from names to `FewShotReport`, all over the same sets.
+
+    Returns:
+        List of lists `[name, domain, percent(...), ...]`.
+    """
+    sets, groups = _layout(next(iter(reports.values())))
+    columns = [_values(report) for report in reports.values()]
+    return [
+        [
+            name,
+            "" if group == _AVERAGE_GROUP else group,
+            *(percent(column[i]) for column in columns),
+        ]
+        for i, (name, group) in enumerate(zip(sets, groups))
+    ]
 
 
 def add_protocol(page, protocol):
@@ -74,17 +93,19 @@ def add_protocol(page, protocol):
     facts = {k: v for k, v in protocol.items() if k != "sets"}
     page.table(
         ["what", "value"],
-        [[name, _plain(value)] for name, value in facts.items()],
+        [[name, plain(value)] for name, value in facts.items()],
     )
     if "sets" in protocol:
         text = json.dumps(protocol["sets"], indent=1, ensure_ascii=False)
-        page.details("The sets of episodes, exactly", text)
+        page.folded(
+            "The sets of episodes, exactly", lambda: page.preformatted(text)
+        )
 
 
 def _layout(report):
     """Names of all rows, averages first, and the group of each."""
     names = [_AVERAGES[name] for name in report.averages]
-    groups = ["averages"] * len(names)
+    groups = [_AVERAGE_GROUP] * len(names)
     # Sets of one role side by side, in their own order.
     ordered = sorted(report.results, key=lambda n: report.role(n) or "")
     names += ordered
@@ -98,10 +119,12 @@ def _values(report):
     return [*report.averages.values(), *results]
 
 
-def _percent(value):
+def percent(value):
+    """A cell: the text of an accuracy, and the number to sort it by."""
     text = f"{100 * value.accuracy:.1f} ± {100 * value.ci95:.1f}"
     return text, 100 * value.accuracy
 
 
-def _plain(value):
+def plain(value):
+    """The text of a JSON value."""
     return value if isinstance(value, str) else json.dumps(value)

@@ -73,7 +73,7 @@ def test_everything_on_one_page():
     page.paragraph(evil)
     page.note(evil)
     page.bullets([evil])
-    page.details(evil, evil)
+    page.folded(evil, lambda: page.preformatted(evil))
     page.table([evil, "n"], [[evil, (evil, 0.5)], ["b", None]], caption=evil)
     for _ in range(2):  # Ids of equal figures must differ.
         page.figure(picture(), f'"{evil}"')

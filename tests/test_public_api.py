@@ -18,6 +18,7 @@ from keras_smat import data
 from keras_smat import html_page
 from keras_smat import plots
 from keras_smat import recipes
+from keras_smat import statistics
 
 
 def test_all_is_sorted_and_there():
@@ -65,12 +66,15 @@ EXAMPLES = [
     keras_smat.SMAT,
     keras_smat.FewShotReport,
     keras_smat.evaluate_few_shot,
+    keras_smat.evaluate_benchmark,
+    keras_smat.BenchmarkReport,
     keras_smat.MetaLearner.build_classifier,
     keras_smat.callbacks.BackupAndRestore,
     recipes.get,
     recipes.learner_arguments,
     html_page.HtmlPage,
     plots,
+    statistics.paired_t_test,
 ]
 
 

@@ -1,5 +1,6 @@
 """The report on a benchmark: tables, tests, files."""
 
+import functools
 import itertools
 import json
 import math
@@ -279,7 +280,23 @@ class BenchmarkReport:
             "methods": methods,
             "sets": first.protocol.get("sets"),
         }
-        return json.dumps(content, indent=1, allow_nan=False) + "\n"
+        return _two_levels(content)
+
+
+def _two_levels(content):
+    """JSON with a line for every entry of an entry: short, and diffs well."""
+
+    def inner(value):
+        dump = functools.partial(json.dumps, allow_nan=False)
+        if isinstance(value, dict) and value:
+            lines = (f"{dump(k)}: {dump(v)}" for k, v in value.items())
+            return "{\n  " + ",\n  ".join(lines) + "\n }"
+        if isinstance(value, list) and value:
+            return "[\n  " + ",\n  ".join(map(dump, value)) + "\n ]"
+        return dump(value)
+
+    lines = (f'"{key}": {inner(value)}' for key, value in content.items())
+    return "{\n " + ",\n ".join(lines) + "\n}\n"
 
 
 def _groups(report):

@@ -23,6 +23,7 @@ LEVELS = {
     "learners": 3,
     "adapters": 4,
     "evaluation": 5,
+    "benchmark": 6,
     "analysis": 6,
 }
 USERS_OF_BACKEND = {"_backend", "experts", "learners", "adapters"}
@@ -143,7 +144,7 @@ def test_the_backend_seam_has_few_users(file):
         assert part_of(file) in USERS_OF_BACKEND
 
 
-@pytest.mark.parametrize("file", files_of("functional", "plots"))
+@pytest.mark.parametrize("file", files_of("functional", "plots", "statistics"))
 def test_pure_parts_import_nothing_of_ours(file):
     assert own_parts(file) == set()
 

@@ -9,10 +9,10 @@ import pathlib
 import numpy as np
 
 from keras_smat import statistics
+from keras_smat.files import save_as
+from keras_smat.files import write_text
 from keras_smat.report import FewShotReport
 from keras_smat.report import FewShotResult
-from keras_smat.report import save_as
-from keras_smat.report import write_text
 
 _FORMAT = "keras_smat.BenchmarkReport/1"
 

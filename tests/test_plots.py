@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from keras_smat import plots
+from keras_smat.plots import style
 
 NAMES = ["Frozen", "PMF"]
 ACCURACY = np.array([[0.5, 0.25, 0.75], [0.6, 0.3, 0.7]])
@@ -71,6 +72,25 @@ def test_differences_mark_intervals_that_contain_zero():
     assert len({p.get_color() for p in points}) == 3
     low, high = ax.get_xlim()
     assert low == -high and high > 5
+
+
+def test_id_against_ood():
+    ax = plots.id_against_ood(
+        [0.5, 0.6], [0.4, 0.3], [0.1, 0.1], CI95[0, :2], "ab"
+    )
+    drawn(ax)
+    points = [c.lines[0] for c in ax.containers]
+    found = [(p.get_xdata()[0], p.get_ydata()[0]) for p in points]
+    np.testing.assert_allclose(found, [(50, 40), (60, 30)])
+    vertical = ax.containers[0].lines[2][1].get_segments()[0]
+    np.testing.assert_allclose(vertical[:, 1], [30, 50])
+    with pytest.raises(ValueError, match=r"`outside` of shape \(2,\)"):
+        plots.id_against_ood([0.5, 0.6], [0.4], [0, 0], [0, 0], "ab")
+
+
+def test_thirty_six_methods_look_different():
+    looks = {tuple(style.series(i).values()) for i in range(36)}
+    assert len(looks) == 36
 
 
 def test_learning_curves_share_a_colour_per_learner():

@@ -19,9 +19,9 @@ RANKS = (
 )
 COLUMNS = (
     "ECE: expected calibration error of the class probabilities in points, "
-    "mean over the sets. Numbers: what it takes to store the learner, a "
-    "sparse expert at two per non-zero entry. Seconds: median per episode, "
-    "mean over the sets. GB: peak resident memory of the process."
+    "mean over the sets. Parameters: what it takes to store the learner, a "
+    "sparse expert at two numbers per non-zero entry. Seconds: median per "
+    "episode, mean over the sets. GB: peak resident memory of the process."
 )
 TESTS = (
     "Differences in points of accuracy on the same episodes, every set "
@@ -103,7 +103,7 @@ def _summary(report):
         "OOD, %": lambda row: _percent(row["averages"].get("out_of_domain")),
         "rank": lambda row: _number(row["rank"], "{:.2f}"),
         "ECE": lambda row: _number(100 * row["calibration_error"], "{:.1f}"),
-        "numbers": lambda row: _number(row["parameters"], "{:,.0f}"),
+        "parameters": lambda row: _number(row["parameters"], "{:,.0f}"),
         "seconds": lambda row: _number(row["seconds"], "{:.3g}"),
         "GB": lambda row: _number(row["peak_gb"], "{:.2f}"),
     }

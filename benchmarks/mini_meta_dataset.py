@@ -22,7 +22,6 @@ import sys
 import time
 
 import keras
-import numpy as np
 from packs import PackSource
 
 import keras_smat
@@ -257,90 +256,19 @@ def last_row(path):
         return list(csv.DictReader(file))[-1]
 
 
-def evaluate(name, learner, arguments, tests, in_domain):
-    """Returns the report over all test sets; each set is kept when done."""
-    folder = arguments.out / "reports" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    results = {}
-    for dataset, episodes in tests.items():
-        path = folder / f"{dataset}.json"
-        if not path.exists():
-            start = time.perf_counter()
-            report = keras_smat.evaluate_few_shot(
-                learner,
-                {dataset: episodes},
-                in_domain=[dataset] if dataset in in_domain else [],
-                num_episodes=arguments.eval_episodes,
-                verbose=0,
-            )
-            report.save(path)
-            seconds = time.perf_counter() - start
-            cell = percent(report.results[dataset])
-            print(f"{name}: {dataset} {cell} ({seconds:.0f} s)", flush=True)
-        report = keras_smat.FewShotReport.load(path)
-        results.update(report.results)
-    protocol = {k: v for k, v in report.protocol.items() if k != "sets"}
-    protocol["learner"] = TITLES[name]
-    return keras_smat.FewShotReport(results, protocol, in_domain)
-
-
-def difference(first, second):
-    """Paired differences of two reports over the same episodes."""
-    pairs = {
-        name: keras_smat.FewShotResult(
-            result.per_episode - second.results[name].per_episode
-        )
-        for name, result in first.results.items()
-    }
-    return keras_smat.FewShotReport(pairs, {}, first.in_domain)
-
-
-def percent(result, sign=""):
-    return f"{100 * result.accuracy:{sign}z.2f} ± {100 * result.ci95:.2f}"
-
-
-def write_results(out, header, reports):
-    """Writes `mini_meta_dataset.json` and `.md`."""
-    rows = [row for report in reports.values() for row in report.rows()]
-    columns = {TITLES[name]: (report, "") for name, report in reports.items()}
-    for other in (PMF, FROZEN):
-        if SMAT in reports and other in reports:
-            pairs = difference(reports[SMAT], reports[other])
-            columns[f"SMAT − {TITLES[other]}"] = (pairs, "+")
-    report = next(iter(reports.values()))
-    lines = [["set", "role", *columns], ["---"] * (2 + len(columns))]
-    for name in report.results:
-        cells = [percent(r.results[name], s) for r, s in columns.values()]
-        lines.append([name, report.role(name), *cells])
-    for group, role in (("in_domain", "ID"), ("out_of_domain", "OOD")):
-        if group in report.averages:
-            cells = [percent(r.averages[group], s) for r, s in columns.values()]
-            lines.append(["**average**", role, *cells])
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    stamp = json.dumps(header, indent=1, allow_nan=False)
-    averages = {
-        title: {
-            group: {
-                "difference" if s else "accuracy": a.accuracy,
-                "ci95": a.ci95,
-            }
-            for group, a in r.averages.items()
-        }
-        for title, (r, s) in columns.items()
-        if not np.isnan([a.ci95 for a in r.averages.values()]).any()
-    }
-    write_json(
-        out / "mini_meta_dataset.json",
-        {"header": header, "averages": averages, "rows": rows},
-    )
-    text = f"# Few-shot accuracy in %, ± 95 % confidence interval\n\n{table}\n"
-    text += "\nDifferences are means over the same episodes, pair by pair.\n"
+def write_results(out, header, report):
+    """Writes `mini_meta_dataset` as `.json`, `.html` and `.md`."""
+    write_json(out / "mini_meta_dataset.header.json", header)
+    for suffix in (".json", ".html", ".md"):
+        report.save(out / f"mini_meta_dataset{suffix}")
+    path = out / "mini_meta_dataset.md"
+    text = path.read_text("utf-8")
     zeros = header["training"].get(SMAT, {}).get("share_of_zeros")
     if zeros:
         shares = ", ".join(f"{100 * z:.2f}" for z in zeros)
         text += f"\nShare of zeros of each SMAT expert, in %: {shares}.\n"
-    text += f"\n{NOTE}\n\n```json\n{stamp}\n```\n"
-    write_text(out / "mini_meta_dataset.md", text)
+    stamp = json.dumps(header, indent=1, allow_nan=False)
+    write_text(path, f"{text}\n{NOTE}\n\n```json\n{stamp}\n```\n")
 
 
 def main():
@@ -370,19 +298,24 @@ def main():
         "learners": {},
         "training": {},
     }
-    names = [FROZEN, *(n for n in arguments.learners if n != FROZEN)]
-    reports = {}
-    for name in names:
+    methods = {}
+    for name in [FROZEN, *(n for n in arguments.learners if n != FROZEN)]:
         learner, chosen = make_learner(name, arguments, backbone)
         header["learners"][name] = chosen
         if name != FROZEN:
             header["training"][name] = train_learner(
                 name, learner, arguments, train, validation
             )
-        reports[name] = evaluate(name, learner, arguments, tests, in_domain)
-        header["versions"] = reports[name].protocol["versions"]
-        print(f"\n{TITLES[name]}\n{reports[name]}\n", flush=True)
-        write_results(arguments.out, header, reports)
+        methods[TITLES[name]] = learner
+    report = keras_smat.evaluate_benchmark(
+        methods,
+        tests,
+        in_domain,
+        arguments.eval_episodes,
+        folder=arguments.out / "evaluation",
+    )
+    print(f"\n{report}\n")
+    write_results(arguments.out, header, report)
     print(f"written: {arguments.out / 'mini_meta_dataset.md'}")
 
 

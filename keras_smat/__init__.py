@@ -12,6 +12,8 @@ from keras_smat.adapters import FullSMATFineTune
 from keras_smat.adapters import LayerNormTune
 from keras_smat.adapters import LoRAFineTune
 from keras_smat.backbones import feature_backbone
+from keras_smat.benchmark import evaluate_benchmark
+from keras_smat.benchmark_report import BenchmarkReport
 from keras_smat.calibration import calibration_error
 from keras_smat.evaluation import evaluate_few_shot
 from keras_smat.experts import ExpertBank
@@ -30,6 +32,7 @@ from keras_smat.sparsity import SparsityController
 
 __all__ = [
     "Adapter",
+    "BenchmarkReport",
     "ExpertBank",
     "ExpertSearch",
     "FewShotReport",
@@ -51,6 +54,7 @@ __all__ = [
     "calibration_error",
     "callbacks",
     "data",
+    "evaluate_benchmark",
     "evaluate_few_shot",
     "feature_backbone",
     "functional",

@@ -85,13 +85,13 @@ def evaluate_few_shot(
         episodes = {"episodes": episodes}
     if in_domain is None:
         in_domain = _in_domain(episodes)
-    _check(learner, episodes, in_domain, num_episodes, adapter)
+    check_arguments(learner, episodes, in_domain, num_episodes, adapter)
     if verbose not in ("auto", 0, 1, 2):
         raise ValueError(
             "Expected `verbose` as 'auto', 0, 1 or 2. "
             f"Received: verbose={verbose!r}"
         )
-    protocol = _protocol(learner, episodes, num_episodes, adapter)
+    protocol = describe(learner, episodes, num_episodes, adapter)
     results = {}
     for name, dataset in episodes.items():
         bar = keras.utils.Progbar(
@@ -99,14 +99,16 @@ def evaluate_few_shot(
         )
         accuracies = np.empty(num_episodes)
         for i in range(num_episodes):
-            accuracies[i] = _episode_accuracy(learner, dataset[i], adapter)
+            logits, labels = predict_episode(learner, dataset[i], adapter)
+            accuracies[i] = np.mean(logits.argmax(axis=-1) == labels)
             if verbose:
                 bar.add(1, values=[(name, accuracies[i])])
         results[name] = FewShotResult(accuracies)
     return FewShotReport(results, protocol, in_domain)
 
 
-def _episode_accuracy(learner, episode, adapter):
+def predict_episode(learner, episode, adapter=None):
+    """Logits (Q, W) and labels (Q,) of an episode's queries, no padding."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(episode)
     if adapter is None:
         logits = learner.predict_on_batch(x)
@@ -115,13 +117,14 @@ def _episode_accuracy(learner, episode, adapter):
         logits = learner.compiled_call(
             "query_logits", learner.query_logits, weights, x
         )
-    hits = np.argmax(ops.convert_to_numpy(logits), axis=-1) == np.asarray(y)
+    logits, labels = ops.convert_to_numpy(logits), np.asarray(y)
     if sample_weight is None:
-        return hits.mean()
-    return hits[np.asarray(sample_weight) > 0].mean()
+        return logits, labels
+    real = np.asarray(sample_weight) > 0
+    return logits[real], labels[real]
 
 
-def _check(learner, episodes, in_domain, num_episodes, adapter):
+def check_arguments(learner, episodes, in_domain, num_episodes, adapter):
     if not isinstance(learner, MetaLearner):
         raise ValueError(
             "Expected `learner` as a `keras_smat.MetaLearner`. "
@@ -171,16 +174,16 @@ def _in_domain(episodes):
     return None
 
 
-def _protocol(learner, episodes, num_episodes, adapter):
+def describe(learner, episodes, num_episodes, adapter):
     """What determines the figures, as plain JSON values."""
     backend = keras.backend.backend()
     sets = {
         name: {"epoch": dataset.epoch, **dataset.protocol()}
         for name, dataset in episodes.items()
     }
-    used = _plain({"num_episodes": num_episodes, "sets": sets})
+    used = plain({"num_episodes": num_episodes, "sets": sets})
     canonical = json.dumps(used, sort_keys=True).encode()
-    return _plain(
+    return plain(
         {
             "learner": type(learner).__name__,
             "adapter": _adapter_protocol(adapter),
@@ -211,7 +214,7 @@ def _adapter_protocol(adapter):
     return protocol
 
 
-def _plain(value):
+def plain(value):
     """The value as strict JSON would give it back."""
 
     def convert(item):

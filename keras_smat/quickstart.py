@@ -1,123 +1,78 @@
 """The main job, whole and offline: `python -m keras_smat.quickstart`.
 
-It draws the demo domains, pretrains a small vision transformer on their
-training classes, meta-tunes it with PMF and with SMAT, and compares both
-with the frozen backbone on the same test episodes, in and out of domain.
-
-The backbone is pretrained on the spot, for a minute or two, since the package
-ships no weights yet: the accuracies are those of a toy, and say nothing about
-the methods. `keras_smat.feature_backbone` takes real pretrained weights.
+It draws the demo domains, meta-tunes a small vision transformer on their
+training classes with PMF and with SMAT, compares both with the frozen
+backbone on the same test episodes, in and out of domain, and writes a report.
 """
 
 import argparse
+import dataclasses
+import os
 import pathlib
 import tempfile
+import time
 
 import keras
 import numpy as np
 
 from keras_smat import data
+from keras_smat import quickstart_page
 from keras_smat import recipes
 from keras_smat.backbones import feature_backbone
 from keras_smat.evaluation import evaluate_few_shot
 from keras_smat.learners import SMAT
 from keras_smat.learners import ProtoNet
 
-NOTE = (
-    "The backbone was pretrained on the spot, for a minute or two: a toy. The "
-    "table shows how the pieces fit, not how good a method is; differences "
-    "within the intervals mean nothing."
-)
-MEASURE = "5-way 5-shot accuracy in percent ± 95 % confidence interval."
-SAMPLER = data.FixedEpisodes(n_way=5, n_shot=5, n_query=10)
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What decides how long a run takes and how exact its figures are.
 
-def main(argv=None):
-    """Runs the quickstart.
-
-    Args:
-        argv: List of strings, the command line. Defaults to `None`, that of
-            the process.
-
-    Returns:
-        A dict from the learner's name to its `FewShotReport`; shorter if the
-        run was interrupted.
-
-    Raises:
-        SystemExit: on a wrong command line or `--out`, before any work.
-
-    Example:
-
-    ```python
-    from keras_smat import quickstart
-
-    reports = quickstart.main(["--out", "quickstart", "--steps", "100"])
-    print(reports["SMAT"])
-    ```
+    Attributes:
+        image_size: int, height and width in pixels.
+        way: int, classes of an episode.
+        shot: int, support images of each class.
+        query: int, query images of each class.
+        steps: int, training episodes of each learner.
+        epochs: int, most points of a learning curve.
+        validation_episodes: int, after each epoch.
+        test_episodes: int, of each test set.
+        num_experts: int, of SMAT.
+        target_sparsity: float, share of zeros of every expert.
+        merging_episodes: int, of each test set, for the merging weights.
+        pictures: int, test sets of each role whose first episode is shown.
     """
-    arguments = parse(argv)
-    keras.utils.set_random_seed(arguments.seed)
-    reports = {}
-    try:
-        run(arguments, reports)
-    except KeyboardInterrupt:
-        print(f"\nInterrupted: {len(reports)} of 3 learners were measured.")
-    if reports:
-        table = compare(reports)
-        save(arguments.out, reports, table)
-        print(f"\n{MEASURE}\n\n{table}\n\n{NOTE}\nSaved in {arguments.out}")
-    return reports
+
+    image_size: int = 64
+    way: int = 5
+    shot: int = 5
+    query: int = 5
+    steps: int = 80
+    epochs: int = 5
+    validation_episodes: int = 8
+    test_episodes: int = 20
+    num_experts: int = 4
+    target_sparsity: float = 0.9
+    merging_episodes: int = 5
+    pictures: int = 2
 
 
-def parse(argv):
-    """Parses the command line and makes the output directory."""
-    parser = argparse.ArgumentParser("python -m keras_smat.quickstart")
-    parser.add_argument("--out", required=True, help="folder for the reports")
-    parser.add_argument("--steps", type=int, default=150, help="episodes (150)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--smoke", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
-    out = arguments.out = pathlib.Path(arguments.out)
-    for name, low in (("steps", 1), ("seed", 0)):
-        value = getattr(arguments, name)
-        if value < low:
-            parser.error(f"Expected --{name} >= {low}. Received: {value}")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as error:
-        parser.error(
-            "Expected --out as a directory that can be made and written to. "
-            f"Received: {str(out)!r} ({error.strerror})"
-        )
-    return arguments
+SMOKE = Settings(
+    image_size=16, epochs=2, validation_episodes=1, test_episodes=2
+)
+BACKBONE_NOTE = (
+    "The backbone was pretrained on the spot, for a minute or two: a toy. The "
+    "figures show how the pieces fit, not how good a method is."
+)
 
 
-def run(arguments, reports):
-    """Fills `reports`, one learner after the other."""
-    steps, seed, smoke = arguments.steps, arguments.seed, arguments.smoke
-    size, count = (16, 2) if smoke else (48, 100)
-    print("Drawing the demo domains ...")
-    domains = {s: data.demo_domains(s, size, seed) for s in ("train", "test")}
+def backbone(settings, sources):
+    """The pretrained backbone, images to features."""
     print("Pretraining a small vision transformer on the spot, for a minute:")
-    backbone = small_backbone(size, num_layers=1 if smoke else 3)
-    pretrain(backbone, domains["train"], *((1, 100) if smoke else (20, None)))
-    train = data.mix(episodes(domains["train"], steps, seed), None, steps, seed)
-    test = episodes(domains["test"], count, seed)
-    in_domain = [n for n, s in domains["test"].items() if s.role == "ID"]
-    learners = {
-        "Frozen": ProtoNet(backbone, max_way=5),
-        "PMF": ProtoNet(backbone, trainable=True, max_way=5),
-        "SMAT": SMAT(backbone, num_experts=4, max_way=5, seed=seed),
-    }
-    for name, learner in learners.items():
-        if learner.trainable_variables:
-            print(f"Meta-tuning {name}:")
-            recipe = recipes.get("recommended", learner, total_steps=steps)
-            learner.compile(**recipe)
-            learner.fit(train)
-        print(f"Evaluating {name}:")
-        reports[name] = evaluate_few_shot(learner, test, in_domain, count)
+    smoke = settings is SMOKE or settings.image_size < 32
+    model = small_backbone(settings.image_size, num_layers=1 if smoke else 3)
+    pretrain(model, sources, *((1, 100) if smoke else (20, None)))
+    return model
 
 
 def small_backbone(size, num_layers):
@@ -159,40 +114,219 @@ def pretrain(backbone, sources, epochs, limit=None, batch_size=64):
     classifier.fit(images, labels, batch_size=batch_size, epochs=epochs)
 
 
-def episodes(sources, count, seed):
-    """One set of episodes per domain."""
+def main(argv=None):
+    """Runs the quickstart.
+
+    Args:
+        argv: List of strings, the command line. Defaults to `None`, that of
+            the process.
+
+    Returns:
+        A dict from the learner's name to its `FewShotReport`; shorter if the
+        run was interrupted.
+
+    Raises:
+        SystemExit: on a wrong command line or `--out`, before any work.
+
+    Example:
+
+    ```python
+    from keras_smat import quickstart
+
+    reports = quickstart.main(["--out", "quickstart", "--steps", "100"])
+    print(reports["SMAT"])
+    ```
+    """
+    arguments = parse(argv)
+    settings = SMOKE if arguments.smoke else Settings()
+    if arguments.steps:
+        settings = dataclasses.replace(settings, steps=arguments.steps)
+    keras.utils.set_random_seed(arguments.seed)
+    record = quickstart_page.Record([], BACKBONE_NOTE)
+    start = time.perf_counter()
+    try:
+        run(settings, arguments.seed, record)
+    except KeyboardInterrupt:
+        record.interrupted = True
+    seconds = time.perf_counter() - start
+    record.protocol.append(
+        f"It took {seconds:.0f} seconds on {os.cpu_count()} CPU cores with "
+        f"the {keras.backend.backend()} backend."
+    )
+    text = quickstart_page.save(arguments.out, record)
+    print(f"\n{text}\nOpen {arguments.out / 'report.html'} in a browser.")
+    return record.reports
+
+
+def parse(argv):
+    """Parses the command line and makes the output directory."""
+    parser = argparse.ArgumentParser("python -m keras_smat.quickstart")
+    parser.add_argument("--out", required=True, help="folder for the reports")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help=f"training episodes of each learner ({Settings.steps})",
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--smoke", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    out = arguments.out = pathlib.Path(arguments.out)
+    for name, low in (("steps", 1), ("seed", 0)):
+        value = getattr(arguments, name)
+        if value is not None and value < low:
+            parser.error(f"Expected --{name} >= {low}. Received: {value}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        parser.error(
+            "Expected --out as a directory that can be made and written to. "
+            f"Received: {str(out)!r} ({error.strerror})"
+        )
+    return arguments
+
+
+def run(settings, seed, record):
+    """Fills the record, one learner after the other."""
+    print("Drawing the demo domains ...")
+    size, steps = settings.image_size, settings.steps
+    domains = {
+        split: data.demo_domains(split, size, seed)
+        for split in ("train", "validation", "test")
+    }
+    epochs = max(e for e in range(1, settings.epochs + 1) if steps % e == 0)
+    per_epoch = steps // epochs
+    sampler = data.FixedEpisodes(settings.way, settings.shot, settings.query)
+
+    def episodes(split, count):
+        return {
+            name: data.EpisodeDataset(source, sampler, count, seed)
+            for name, source in domains[split].items()
+        }
+
+    train = data.mix(episodes("train", per_epoch), None, per_epoch, seed)
+    validation = settings.validation_episodes
+    validation = data.mix(
+        episodes("validation", validation), None, validation, seed
+    )
+    test = episodes("test", settings.test_episodes)
+    in_domain = [n for n, s in domains["test"].items() if s.role == "ID"]
+    pretrained = backbone(settings, domains["train"])
+    learners = make_learners(pretrained, settings, seed)
+    describe(record, settings, learners, train, seed)
+    frozen = evaluate_few_shot(
+        learners["Frozen"],
+        validation,
+        num_episodes=len(validation),
+        verbose=0,
+    ).results["episodes"]
+    record.curves["Frozen"] = {
+        "steps": [0, steps],
+        "training": [],
+        "validation": [frozen.accuracy] * 2,
+    }
+    for name, learner in learners.items():
+        monitor = Monitor(name, record)
+        if learner.trainable_variables:
+            print(f"Meta-tuning {name}:")
+            recipe = recipes.get("recommended", learner, steps)
+            learner.compile(**recipe)
+            learner.fit(
+                train,
+                epochs=epochs,
+                validation_data=validation,
+                callbacks=[monitor],
+            )
+        print(f"Evaluating {name}:")
+        record.reports[name] = evaluate_few_shot(
+            learner, test, in_domain, settings.test_episodes
+        )
+    look_inside(learners["SMAT"], test, settings, record)
+
+
+def make_learners(pretrained, settings, seed):
+    """The three learners, by name."""
     return {
-        name: data.EpisodeDataset(source, SAMPLER, count, seed)
-        for name, source in sources.items()
+        "Frozen": ProtoNet(pretrained, max_way=settings.way),
+        "PMF": ProtoNet(pretrained, trainable=True, max_way=settings.way),
+        "SMAT": SMAT(
+            pretrained,
+            num_experts=settings.num_experts,
+            target_sparsity=settings.target_sparsity,
+            max_way=settings.way,
+            seed=seed,
+        ),
     }
 
 
-def compare(reports):
-    """A Markdown table: sets as rows, learners as columns."""
-    first, *_ = reports.values()
-    rows = [["set", "role", *reports]]
-    for name in first.results:
-        cells = [_percent(r.results[name]) for r in reports.values()]
-        rows.append([name, first.role(name), *cells])
-    for name in first.averages:
-        cells = [_percent(r.averages[name]) for r in reports.values()]
-        rows.append(["average", "ID" if name == "in_domain" else "OOD", *cells])
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    rows.insert(1, ["-" * width for width in widths])
-    lines = (" | ".join(map(str.ljust, row, widths)) for row in rows)
-    return "\n".join(f"| {line} |" for line in lines)
+def describe(record, settings, learners, train, seed):
+    """Says in the record what is run."""
+    parameters = learners["Frozen"].backbone.count_params()
+    record.target_sparsity = settings.target_sparsity
+    record.protocol += [
+        f"Backbone {learners['Frozen'].backbone.name}, {parameters:,} "
+        f"parameters, images of {settings.image_size} x "
+        f"{settings.image_size} pixels.",
+        f"PMF and SMAT ({settings.num_experts} experts, "
+        f"{100 * settings.target_sparsity:g} % zeros each) were meta-tuned on "
+        f"{settings.steps} episodes of the training classes of "
+        f"{', '.join(train.names)}, both with the recommended recipe and the "
+        "weights after the last step.",
+        f"Every episode is {settings.way}-way {settings.shot}-shot with "
+        f"{settings.query} queries per class; all learners see the same "
+        f"{settings.test_episodes} test episodes of every set, of classes "
+        f"that were not trained on; chance is {100 / settings.way:g} %.",
+        f"Seed {seed} for images, episodes and training.",
+    ]
 
 
-def _percent(result):
-    return f"{100 * result.accuracy:.1f} ± {100 * result.ci95:.1f}"
+class Monitor(keras.callbacks.Callback):
+    """Writes curves and sparsity into the record after every epoch."""
+
+    def __init__(self, name, record):
+        super().__init__()
+        self.record = record
+        self.curves = {"steps": [], "training": [], "validation": []}
+        self.name = name
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.record.curves[self.name] = self.curves
+        step = (epoch + 1) * self.params["steps"]
+        self.curves["steps"].append(step)
+        self.curves["training"].append(float(logs["accuracy"]))
+        self.curves["validation"].append(float(logs["val_accuracy"]))
+        if hasattr(self.model, "experts"):
+            shares = self.model.experts.measured_sparsity()
+            shares = keras.ops.convert_to_numpy(shares).tolist()
+            self.record.sparsity["steps"].append(step)
+            self.record.sparsity["shares"].append(shares)
 
 
-def save(out, reports, table):
-    """Writes `report.md` and one `report_<learner>.json` for each."""
-    for name, report in reports.items():
-        report.save(out / f"report_{name.lower()}.json")
-    text = f"# Quickstart\n\n{MEASURE}\n\n{table}\n\n{NOTE}\n"
-    (out / "report.md").write_text(text, encoding="utf-8")
+def look_inside(smat, test, settings, record):
+    """Adds merging weights and pictures of episodes to the record."""
+    shown = {"ID": 0, "OOD": 0}
+    for name, episodes in test.items():
+        weights = []
+        for i in range(min(settings.merging_episodes, len(episodes))):
+            x, y, _ = episodes[i]
+            weights.append(keras.ops.convert_to_numpy(smat.encode_task(x)))
+        record.merging[name] = np.mean(weights, axis=0).tolist()
+        role = episodes.source.role
+        shown[role] += 1
+        if shown[role] <= settings.pictures:
+            x, y, _ = episodes[0]
+            names = episodes.source.class_names
+            classes = episodes.indices(0)["classes"]
+            record.pictures.append(
+                quickstart_page.Picture(
+                    name,
+                    role,
+                    [names[c] for c in classes],
+                    x,
+                    y,
+                    smat.predict(x).argmax(axis=-1),
+                )
+            )
 
 
 if __name__ == "__main__":

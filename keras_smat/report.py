@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import math
-import os
 import pathlib
 
 import numpy as np
+
+from keras_smat.files import save_as
 
 _FORMAT = "keras_smat.FewShotReport/1"
 
@@ -116,6 +117,38 @@ class FewShotReport:
             return None
         return "ID" if name in self.in_domain else "OOD"
 
+    def difference(self, other):
+        """This report minus another over the same episodes, pair by pair.
+
+        Args:
+            other: `FewShotReport` over the same sets and episodes.
+
+        Returns:
+            `FewShotReport` whose "accuracies" are differences in [-1, 1];
+            their intervals are those of the paired differences.
+
+        Raises:
+            ValueError: if the sets or the episodes are not the same.
+        """
+        for what, mine, its in (
+            ("sets", list(self.results), list(other.results)),
+            ("episodes", *(_episodes(r) for r in (self, other))),
+        ):
+            if mine != its:
+                raise ValueError(
+                    f"Expected two reports over the same {what}. "
+                    f"Received: {mine} and {its}"
+                )
+        pairs = {
+            name: FewShotResult(
+                result.per_episode - other.results[name].per_episode
+            )
+            for name, result in self.results.items()
+        }
+        names = [r.protocol.get("learner") for r in (self, other)]
+        protocol = {**self.protocol, "learner": " - ".join(map(str, names))}
+        return FewShotReport(pairs, protocol, self.in_domain)
+
     def rows(self):
         """Flat rows, one per set, as a list of dicts.
 
@@ -142,27 +175,16 @@ class FewShotReport:
         """Writes the report; an interruption leaves no half-written file.
 
         Args:
-            path: str or path that ends in `.json` (everything, see `load`)
-                or `.md` (a table). Its folder must exist.
+            path: str or path that ends in `.json` (everything, see `load`),
+                `.md` (a table) or `.html` (a self-contained page: table,
+                bars, protocol). Its folder must exist.
         """
-        path = pathlib.Path(path)
-        writers = {".json": self._json, ".md": self._markdown}
-        if path.suffix not in writers:
-            raise ValueError(
-                f"Expected a path that ends in one of {list(writers)}. "
-                f"Received: path={str(path)!r}"
-            )
-        if not path.parent.is_dir():
-            raise ValueError(
-                "Expected a path in a folder that exists. "
-                f"Received: path={str(path)!r}"
-            )
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(writers[path.suffix](), encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        writers = {
+            ".json": self._json,
+            ".md": self._markdown,
+            ".html": self._html,
+        }
+        save_as(path, writers)
 
     @classmethod
     def load(cls, path):
@@ -227,6 +249,12 @@ class FewShotReport:
         }
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
+    def _html(self):
+        # Here, since matplotlib takes long to import.
+        from keras_smat.report_page import few_shot_page
+
+        return few_shot_page(self).render()
+
     def _markdown(self):
         header, *rows = [f"| {' | '.join(row)} |" for row in self._table()]
         stamp = {k: v for k, v in self.protocol.items() if k != "sets"}
@@ -243,6 +271,12 @@ class FewShotReport:
                 "",
             ]
         )
+
+
+def _episodes(report):
+    """What tells the episodes of two reports apart."""
+    counts = [len(result.per_episode) for result in report.results.values()]
+    return report.protocol.get("episodes_sha256"), counts
 
 
 def _percent(result):

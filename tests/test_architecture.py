@@ -24,6 +24,7 @@ LEVELS = {
     "adapters": 4,
     "evaluation": 5,
     "selection": 6,
+    "benchmark": 6,
     "analysis": 6,
 }
 USERS_OF_BACKEND = {"_backend", "experts", "learners", "adapters"}
@@ -144,7 +145,9 @@ def test_the_backend_seam_has_few_users(file):
         assert part_of(file) in USERS_OF_BACKEND
 
 
-@pytest.mark.parametrize("file", files_of("functional", "calibration", "plots"))
+@pytest.mark.parametrize(
+    "file", files_of("functional", "calibration", "plots", "statistics")
+)
 def test_pure_parts_import_nothing_of_ours(file):
     assert own_parts(file) == set()
 

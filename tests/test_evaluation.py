@@ -297,6 +297,28 @@ def test_markdown(tmp_path):
     assert "| learner | SMAT |" in text
 
 
+def test_difference_is_paired():
+    def report(learner, values, stamp="1"):
+        results = {"a": FewShotResult(values), "b": FewShotResult([0.5, 0.5])}
+        protocol = {"learner": learner, "episodes_sha256": stamp}
+        return FewShotReport(results, protocol, ["a"])
+
+    first = report("SMAT", [0.9, 0.2, 0.4])
+    pairs = first.difference(report("PMF", [0.7, 0.0, 0.2]))
+    # Far apart over episodes, but not from each other.
+    assert first.results["a"].ci95 > 0.4
+    assert pairs.results["a"].accuracy == pytest.approx(0.2)
+    assert pairs.results["a"].ci95 == pytest.approx(0.0, abs=1e-12)
+    assert pairs.averages["out_of_domain"].accuracy == 0.0
+    assert pairs.protocol["learner"] == "SMAT - PMF"
+    with pytest.raises(ValueError, match="over the same episodes"):
+        first.difference(report("PMF", [0.7, 0.0]))
+    with pytest.raises(ValueError, match="over the same episodes"):
+        first.difference(report("PMF", [0.7, 0.0, 0.2], stamp="2"))
+    with pytest.raises(ValueError, match="over the same sets"):
+        first.difference(FewShotReport({"a": first.results["a"]}, {}))
+
+
 def test_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "report.json"
     make_report().save(path)
@@ -309,7 +331,7 @@ def test_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
 
 
 def test_save_and_load_errors(tmp_path):
-    with pytest.raises(ValueError, match=r"\['.json', '.md'\].*report.txt"):
+    with pytest.raises(ValueError, match=r"'.md', '.html'\].*report.txt"):
         make_report().save(tmp_path / "report.txt")
     with pytest.raises(ValueError, match="folder that exists"):
         make_report().save(tmp_path / "nowhere" / "report.json")

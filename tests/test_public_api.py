@@ -15,7 +15,10 @@ from tools import make_source
 
 import keras_smat
 from keras_smat import data
+from keras_smat import html_page
+from keras_smat import plots
 from keras_smat import recipes
+from keras_smat import statistics
 from keras_smat.adapters.held_out import HeldOutSelection
 
 
@@ -83,14 +86,19 @@ EXAMPLES = [
     keras_smat.calibration_error,
     keras_smat.FewShotReport,
     keras_smat.evaluate_few_shot,
+    keras_smat.evaluate_benchmark,
+    keras_smat.BenchmarkReport,
     keras_smat.MetaLearner.build_classifier,
     keras_smat.callbacks.BackupAndRestore,
     recipes.get,
     recipes.learner_arguments,
+    html_page.HtmlPage,
+    plots,
+    statistics.paired_t_test,
 ]
 
 
-@pytest.mark.parametrize("thing", EXAMPLES, ids=lambda t: t.__qualname__)
+@pytest.mark.parametrize("thing", EXAMPLES, ids=lambda t: t.__name__)
 def test_examples_run(thing, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     doc = inspect.getdoc(thing)

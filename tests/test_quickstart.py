@@ -1,9 +1,14 @@
+import json
 import os
 
+import numpy as np
 import pytest
+from test_html_page import assert_self_contained
 
 from keras_smat import FewShotReport
+from keras_smat import FewShotResult
 from keras_smat import quickstart
+from keras_smat import quickstart_page
 
 NAMES = ["Frozen", "PMF", "SMAT"]
 
@@ -26,19 +31,74 @@ def test_whole_run(tmp_path, capsys):
     assert all(line in printed for line in table)
     assert len(table) == 2 + 10 + 2
     assert all(name in table[0] for name in NAMES)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert_self_contained(page)
+    # Differences, bars, four episodes, curves, sparsity, merging weights.
+    assert page.count("<svg") == 9
+    for heading in ("Accuracy", "Episodes", "Meta-tuning", "experts", "run"):
+        assert any(heading in h for h in page.split("<h2>")[1:]), heading
+    training = json.loads((out / "training.json").read_text())
+    assert training["curves"]["SMAT"]["steps"] == [1, 2]
+    assert training["sparsity"]["steps"] == [1, 2]
+    assert np.shape(training["sparsity"]["shares"]) == (2, 4)
+    sums = [sum(w) for w in training["merging_weights"].values()]
+    np.testing.assert_allclose(sums, np.ones(10), rtol=1e-5)
 
 
-def test_interruption_keeps_what_there_is(tmp_path, monkeypatch, capsys):
-    def interrupted(self, *args):
-        raise KeyboardInterrupt
+def interrupt(*args, **kwargs):
+    raise KeyboardInterrupt
 
-    monkeypatch.setattr(quickstart.ProtoNet, "fit", interrupted)
+
+def test_interruption_in_training_keeps_what_there_is(
+    tmp_path, monkeypatch, capsys
+):
+    def ends_in_second_epoch(monitor, epoch, logs=None):
+        if epoch:
+            interrupt()
+
+    monkeypatch.setattr(
+        quickstart.Monitor, "on_epoch_begin", ends_in_second_epoch
+    )
     monkeypatch.setattr(quickstart, "pretrain", lambda *args, **kwargs: None)
-    reports = quickstart.main(["--out", str(tmp_path), "--smoke"])
+    arguments = ["--out", str(tmp_path), "--smoke", "--steps", "2"]
+    reports = quickstart.main(arguments)
     assert list(reports) == ["Frozen"]
     assert "Interrupted: 1 of 3" in capsys.readouterr().out
     found = sorted(os.listdir(tmp_path))
-    assert found == ["report.md", "report_frozen.json"]
+    assert found == [
+        "report.html", "report.md", "report_frozen.json", "training.json",
+    ]  # fmt: skip
+    curves = json.loads((tmp_path / "training.json").read_text())["curves"]
+    assert curves["PMF"]["steps"] == [1]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert_self_contained(page)
+    assert page.count("<svg") == 2  # Bars of one learner, and the curves.
+    assert "Interrupted: 1 of 3" in page
+
+
+def test_interruption_before_anything(tmp_path, monkeypatch):
+    monkeypatch.setattr(quickstart.data, "demo_domains", interrupt)
+    assert quickstart.main(["--out", str(tmp_path), "--smoke"]) == {}
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Interrupted: 0 of 3" in page and "<svg" not in page
+
+
+def test_verdicts_are_honest():
+    def report(*values):
+        return FewShotReport({"a": FewShotResult(values)}, {}, ["a"])
+
+    reports = {
+        "Frozen": report(0.1, 0.2, 0.1),
+        "PMF": report(0.5, 0.8, 0.5),
+        "SMAT": report(0.6, 0.7, 0.6),
+    }
+    (apart, *_), (close, *_) = sorted(
+        quickstart_page.verdicts(reports), key=lambda v: "PMF" in v[0]
+    )
+    assert apart.startswith("In domain, SMAT is 50.0 points above Frozen")
+    assert "contains zero" not in apart
+    assert "SMAT is 3.3 points above PMF" in close
+    assert "interval -9.7 to +16.4" in close and "contains zero" in close
 
 
 @pytest.mark.parametrize(

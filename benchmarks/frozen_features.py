@@ -17,7 +17,7 @@ import platform
 
 import keras
 import numpy as np
-from mini_meta_dataset import PackSource
+from packs import PackSource
 from PIL import Image
 
 import keras_smat

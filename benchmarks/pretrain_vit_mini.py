@@ -4,7 +4,8 @@
 
 A ViT of 3.6 M parameters at 64 px learns from Tiny ImageNet's 130 meta-training
 classes (`pretrain_tiny_imagenet.npz` in DIR), as photographs and as line
-drawings made of them. `--recipe supervised` tells the classes apart.
+drawings made of them, and tells drawn characters apart, random strokes that
+belong to no alphabet. `--recipe supervised` tells the classes apart.
 `--recipe distill` adds a teacher, the first 11 blocks of a pretrained ViT-S/14
 (FILE): the student's features shall point where the teacher's do, after these
 were whitened within classes and cut to the student's width. The teacher sees
@@ -27,8 +28,9 @@ import numpy as np
 from frozen_features import pack_sets
 from frozen_features import prototype_accuracies
 from keras import ops
-from mini_meta_dataset import PackSource
+from packs import PackSource
 from PIL import Image
+from PIL import ImageDraw
 from PIL import ImageFilter
 
 import keras_smat
@@ -36,6 +38,8 @@ import keras_smat
 SIZE = 64
 CLASSES = 130
 WIDTH = 192
+CHARACTERS = 1500
+RENDERINGS = 20
 # Statistics of the images in [0, 1]; they go into the package.
 MEAN, STD = 0.5, 0.25
 
@@ -85,10 +89,14 @@ def classifier(backbone, keep):
     features = same(name="features")(tokens[:, 0])
     logits = keras.layers.Dense(CLASSES, name="logits", dtype="float32")
     logits = logits(features)
+    characters = keras.layers.Dense(
+        CHARACTERS, name="characters", dtype="float32"
+    )
     return keras.Model(
         images,
         {
             "logits": logits,
+            "characters": characters(features),
             "soft": same(name="soft")(logits),
             "features": features,
         },
@@ -110,9 +118,12 @@ def feature_loss(teacher, features):
 class Batches(keras.utils.PyDataset):
     """Augmented batches; batch i of an epoch is a function of the seed."""
 
-    def __init__(self, photographs, drawings, labels, teacher, batch, seed):
+    def __init__(
+        self, photographs, drawings, characters, labels, teacher, batch, seed
+    ):
         super().__init__()
         self.photographs, self.drawings = photographs, drawings
+        self.characters = characters
         self.labels, self.teacher = labels, teacher
         self.batch, self.seed = batch, seed
         self.epoch = 0
@@ -128,17 +139,23 @@ class Batches(keras.utils.PyDataset):
     def __getitem__(self, i):
         chosen = self.order(self.epoch)[i * self.batch : (i + 1) * self.batch]
         rng = np.random.default_rng([self.seed, self.epoch, i])
-        drawn = rng.random(self.batch) < 0.35
+        # Photographs, drawings of photographs, and characters.
+        kinds = rng.choice(3, self.batch, p=[0.5, 0.2, 0.3])
         images = self.photographs[chosen]
+        drawn, written = kinds == 1, kinds == 2
         images[drawn] = self.drawings[chosen[drawn]][..., None]
+        character = rng.integers(len(self.characters), size=self.batch)
+        images[written] = self.characters[character[written]][..., None]
         labels = np.full((self.batch, CLASSES), 0.1 / CLASSES, "float32")
         labels[np.arange(self.batch), self.labels[chosen]] += 0.9
-        targets = {"logits": labels}
+        targets = {"logits": labels, "characters": character // RENDERINGS}
         if self.teacher is not None:
             kind = drawn.astype(int)
             targets["soft"] = self.teacher["soft"][kind, chosen]
             targets["features"] = self.teacher["features"][kind, chosen]
-        return augment(images, drawn, rng), targets
+        weights = {name: (~written).astype("float32") for name in targets}
+        weights["characters"] = written.astype("float32")
+        return augment(images, kinds > 0, rng), targets, weights
 
 
 def augment(images, drawn, rng):
@@ -185,6 +202,47 @@ def line_drawing(image, rng):
     if rng.random() < 0.4:
         drawing = drawing.filter(ImageFilter.MinFilter(3))
     return np.asarray(drawing)
+
+
+def draw_characters():
+    """Renderings (CHARACTERS * RENDERINGS, H, W), dark strokes on white."""
+    return np.stack(
+        [
+            rendering
+            for i in range(CHARACTERS)
+            for rendering in character(np.random.default_rng([1, i]))
+        ]
+    )
+
+
+def character(rng):
+    """Renderings of one character: one to four curves, drawn by hand."""
+    curves = [
+        rng.uniform(0.1, 0.9, (rng.integers(2, 5), 2))
+        for _ in range(rng.choice([1, 2, 3, 4], p=[0.2, 0.4, 0.3, 0.1]))
+    ]
+    for _ in range(RENDERINGS):
+        angle, shear = rng.normal(0, 0.12), rng.normal(0, 0.12)
+        turn = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        turn = np.array(turn) @ [[1, shear], [0, 1]] * rng.uniform(0.6, 1.05)
+        shift = 0.5 + rng.normal(0, 0.04, 2)
+        image = Image.new("L", (2 * SIZE, 2 * SIZE), 255)
+        pen = ImageDraw.Draw(image)
+        width = int(rng.integers(3, 11))
+        for points in curves:
+            points = points + rng.normal(0, 0.025, points.shape)
+            points = 2 * SIZE * ((points - 0.5) @ turn.T + shift)
+            pen.line([tuple(p) for p in bezier(points)], 0, width, "curve")
+        yield np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX))
+
+
+def bezier(points):
+    """24 points of the Bezier curve of some control points (K, 2)."""
+    t = np.linspace(0, 1, 24)[:, None, None]
+    points = np.broadcast_to(points, (24, *points.shape))
+    while points.shape[1] > 1:
+        points = (1 - t) * points[:, :-1] + t * points[:, 1:]
+    return points[:, 0]
 
 
 class Validation(keras.callbacks.Callback):
@@ -307,6 +365,7 @@ def make_batches(arguments):
     source = PackSource(arguments.data / "pretrain_tiny_imagenet.npz", SIZE)
     photographs = cached(out / "photographs.npy", lambda: source.images)
     drawings = cached(out / "drawings.npy", lambda: draw_all(photographs))
+    characters = cached(out / "characters.npy", draw_characters)
     teacher = None
     if arguments.recipe == "distill":
         features = [
@@ -323,6 +382,7 @@ def make_batches(arguments):
     return Batches(
         photographs,
         drawings,
+        characters,
         source.labels,
         teacher,
         arguments.batch_size,
@@ -335,6 +395,8 @@ def train(arguments):
     keras.utils.set_random_seed(arguments.seed)
     backbone = vit()
     model = classifier(backbone, arguments.keep)
+    if arguments.start is not None:
+        model.load_weights(arguments.start, skip_mismatch=True)
     total = arguments.epochs * len(dataset)
     warmup = round(0.05 * total)
     schedule = keras.optimizers.schedules.CosineDecay(
@@ -349,12 +411,19 @@ def train(arguments):
     )
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     cross_entropy = keras.losses.CategoricalCrossentropy(from_logits=True)
-    losses, shares = {"logits": cross_entropy}, {"logits": 1.0}
+    same = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    losses = {"logits": cross_entropy, "characters": same}
+    shares = {"logits": 1.0, "characters": 1.0}
     if dataset.teacher is not None:
         losses.update(soft=soft_loss, features=feature_loss)
-        shares = {"logits": 0.1, "soft": 0.1, "features": 1.0}
+        shares = {
+            "logits": 0.1, "soft": 0.1, "features": 1.0, "characters": 0.3,
+        }  # fmt: skip
     model.compile(
-        optimizer, losses, loss_weights=shares, metrics={"logits": ["accuracy"]}
+        optimizer,
+        losses,
+        loss_weights=shares,
+        weighted_metrics={"logits": ["accuracy"], "characters": ["accuracy"]},
     )
     dropout = next(x for x in model.layers if isinstance(x, TokenDropout))
 
@@ -396,6 +465,7 @@ def parse_arguments():
     add("--weights", type=pathlib.Path, help="the teacher's, .npz")
     add("--out", type=pathlib.Path, required=True, help="folder of the run")
     add("--recipe", choices=("supervised", "distill"), default="distill")
+    add("--start", type=pathlib.Path, help="weights of another run")
     add("--epochs", type=int, default=12)
     add("--full-epochs", type=int, default=1, help="last ones, all tokens")
     add("--keep", type=float, default=0.5, help="share of tokens kept")

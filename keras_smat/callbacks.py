@@ -4,6 +4,8 @@ import re
 
 import keras
 
+from keras_smat.files import replacing
+
 _SNAPSHOT = re.compile(r"epoch_(\d+)\.weights\.h5")
 
 
@@ -57,11 +59,10 @@ class BackupAndRestore(keras.callbacks.Callback):
         self.backup_dir.mkdir(parents=True, exist_ok=True)
         older = self._snapshots()
         target = self.backup_dir / f"epoch_{epoch + 1:06d}.weights.h5"
-        temporary = self.backup_dir / "incomplete.weights.h5"
-        self.model.save_weights(temporary, overwrite=True)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        with replacing(target) as temporary:
+            self.model.save_weights(temporary, overwrite=True)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
         for path in older.values():
             if path != target:
                 path.unlink()

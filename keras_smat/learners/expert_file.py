@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-import os
 import pathlib
 import zipfile
 
 import numpy as np
 from keras import ops
+
+from keras_smat.files import replacing
 
 _FORMAT = "keras_smat experts 1"
 
@@ -28,10 +29,8 @@ def save(path, backbone, variables, arguments):
         "backbone": _describe(backbone),
     }
     arrays = {k: ops.convert_to_numpy(v) for k, v in variables.items()}
-    temporary = path.with_name(path.name + ".incomplete")
-    with open(temporary, "wb") as file:
-        np.savez(file, header=np.array(json.dumps(header)), **arrays)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        np.savez(temporary, header=np.array(json.dumps(header)), **arrays)
 
 
 def load(path, backbone, variables):

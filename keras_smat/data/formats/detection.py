@@ -26,8 +26,8 @@ def find_formats(folder):
 
     Returns:
         A list of some of `"memmap"`, `"tfrecords"`, `"h5"`, `"folder"` (one
-        folder per class) and `"split folders"` (those in one folder per
-        split); empty if it is no data set.
+        folder per class) and `"split folders"` (`"folder"` or `"memmap"` in
+        one folder per split); empty if it is no data set.
     """
     names, folders = _entries(folder)
     found = []
@@ -44,7 +44,7 @@ def find_formats(folder):
     if any(_has_images(os.path.join(folder, name)) for name in folders):
         return ["folder"]
     divided = set(folders) <= ALL_NAMES and any(
-        find_formats(os.path.join(folder, name)) == ["folder"]
+        find_formats(os.path.join(folder, name)) in (["folder"], ["memmap"])
         for name in folders
     )
     return ["split folders"] if divided else []

@@ -31,6 +31,8 @@ def find_formats(folder):
     """
     names, folders = _entries(folder)
     found = []
+    if folder.endswith(".partial"):  # a conversion that is under way
+        return found
     if {ABOUT, IMAGES} <= set(names):
         found.append("memmap")
     if any(name.endswith(".tfrecords") for name in names):

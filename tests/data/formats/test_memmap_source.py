@@ -77,6 +77,10 @@ def test_goes_on_after_an_error(tmp_path, small_parts):
     assert os.listdir(tmp_path) == ["set.partial"]
     with pytest.raises(ValueError, match="not finished: call `convert` again"):
         data.MemmapSource(path)
+    with pytest.raises(ValueError, match="`convert` finished"):
+        data.MemmapSource(f"{path}.partial")
+    with pytest.raises(ValueError, match="Expected a data set"):
+        data.check_dataset(tmp_path)
     images = tmp_path / "set.partial" / "images.npy"
     with open(images, "ab") as file:
         file.write(b"cut off")

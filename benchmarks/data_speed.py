@@ -98,51 +98,60 @@ def make_sources(root, image_size):
     }
 
 
-def measure(source, workers, kind, seconds):
-    """Returns images per second, from the second episode on."""
+def measure(source, workers, processes, seconds):
+    """Returns images per second, from the second episode on, and the
+    milliseconds of processor time per image, which other processes on the
+    machine change little; worker processes are not in it."""
     sampler = data.FixedEpisodes(n_way=5, n_shot=5, n_query=15)
     episodes = data.EpisodeDataset(
         source,
         sampler,
         num_episodes=10**6,
         workers=workers,
-        use_multiprocessing=kind == "processes",
+        use_multiprocessing=processes,
     )
     episodes[0]  # starts the workers
-    done, start = 0, time.perf_counter()
+    done, start, used = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - start < seconds:
         done += 1
         episodes[done]
-    return 100 * done / (time.perf_counter() - start)
+    images = 100 * done
+    passed = time.perf_counter() - start
+    return images / passed, 1000 * (time.process_time() - used) / images
+
+
+def numbers(text):
+    return [int(number) for number in text.split(",") if number]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--image-size", type=int, default=112)
-    add("--workers", default="0,1,2,4")
-    add("--kinds", default="threads,processes")
+    add("--threads", type=numbers, default=[0, 1, 2, 4])
+    add("--processes", type=numbers, default=[2])
     add("--seconds", type=float, default=3.0, help="per measurement")
     add("--out", type=pathlib.Path)
     arguments = parser.parse_args()
+    workers = [("threads", n) for n in arguments.threads]
+    workers += [("processes", n) for n in arguments.processes]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         sources = make_sources(pathlib.Path(folder), arguments.image_size)
         for name, (source, stored) in sources.items():
-            for kind in arguments.kinds.split(","):
-                for workers in map(int, arguments.workers.split(",")):
-                    if not workers and kind == "processes":
-                        continue
-                    rate = measure(source, workers, kind, arguments.seconds)
-                    row = {
-                        "source": name,
-                        "stored": stored,
-                        "workers": workers,
-                        "kind": kind if workers else "none",
-                        "images_per_second": round(rate),
-                    }
-                    rows.append(row)
-                    print(*row.values(), sep="\t", flush=True)
+            for kind, number in workers:
+                apart = kind == "processes"
+                rate, cost = measure(source, number, apart, arguments.seconds)
+                row = {
+                    "source": name,
+                    "stored": stored,
+                    "workers": number,
+                    "kind": kind,
+                    "images_per_second": round(rate),
+                    "cpu_ms_per_image": None if apart else round(cost, 3),
+                }
+                rows.append(row)
+                print(*row.values(), sep="\t", flush=True)
     if arguments.out is not None:
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         header = {
@@ -154,7 +163,8 @@ def main():
                 "python": platform.python_version(),
                 "numpy": np.__version__,
             },
-            "note": "episodes of 100 images; files in the system's cache",
+            "note": "episodes of 100 images; files in the system's cache; "
+            "on a machine with other work, see its load",
         }
         text = json.dumps({"header": header, "rows": rows}, indent=1) + "\n"
         arguments.out.write_text(text, encoding="utf-8")

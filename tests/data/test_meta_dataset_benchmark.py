@@ -215,6 +215,9 @@ def test_converted_sets(tmp_path):
     assert test["traffic_sign"][0][0]["query_images"].shape[1:] == (8, 8, 3)
     with pytest.raises(ValueError, match=r"size 9. Received: .*\(8, 8\)"):
         load(tmp_path, "test", image_size=9)
+    check = data.check_dataset(tmp_path, verbose=0)
+    found = [(row["set"], row["split"], row["images"]) for row in check.rows]
+    assert check.ok and found == [("traffic_sign", "test", 1290)]
 
 
 def test_hierarchies_reach_the_sampler(tmp_path):

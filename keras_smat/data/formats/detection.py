@@ -26,11 +26,13 @@ def find_formats(folder):
 
     Returns:
         A list of some of `"memmap"`, `"tfrecords"`, `"h5"`, `"folder"` (one
-        folder per class) and `"split folders"` (those in one folder per
-        split); empty if it is no data set.
+        folder per class) and `"split folders"` (`"folder"` or `"memmap"` in
+        one folder per split); empty if it is no data set.
     """
     names, folders = _entries(folder)
     found = []
+    if folder.endswith(".partial"):  # a conversion that is under way
+        return found
     if {ABOUT, IMAGES} <= set(names):
         found.append("memmap")
     if any(name.endswith(".tfrecords") for name in names):
@@ -44,7 +46,7 @@ def find_formats(folder):
     if any(_has_images(os.path.join(folder, name)) for name in folders):
         return ["folder"]
     divided = set(folders) <= ALL_NAMES and any(
-        find_formats(os.path.join(folder, name)) == ["folder"]
+        find_formats(os.path.join(folder, name)) in (["folder"], ["memmap"])
         for name in folders
     )
     return ["split folders"] if divided else []

@@ -53,6 +53,11 @@ class MemmapSource(ArraySource):
     def __init__(self, path):
         self.path = os.fspath(path)
         about = read_about(self.path)
+        if "crc32c" not in about:
+            raise ValueError(
+                "Expected a folder that `convert` finished. Received: "
+                f"{self.path!r}; call `convert` again to go on."
+            )
         images = np.load(os.path.join(self.path, IMAGES), mmap_mode="r")
         labels = np.load(os.path.join(self.path, LABELS))
         super().__init__(images, labels, about["class_names"])

@@ -10,6 +10,7 @@ from keras_smat.data.dataset_spec import read_dataset_spec
 from keras_smat.data.formats import inspection
 from keras_smat.data.formats.class_files import find_class_files
 from keras_smat.data.formats.decoding import Decoder
+from keras_smat.data.formats.detection import find_formats
 from keras_smat.data.formats.detection import subfolders
 from keras_smat.data.formats.folder import FolderSource
 from keras_smat.data.formats.h5_source import H5Source
@@ -55,12 +56,14 @@ def find_parts(name, folder, kind, image_size, sample):
     if kind in CLASS_FILES:
         return _class_files(name, folder, kind, image_size, sample)
     if kind == "memmap":
-        return [_memmap(name, folder)], []
+        return [_memmap(name, None, folder)], []
     splits = {"all": folder}
     if kind == "split folders":
         splits = {s: os.path.join(folder, s) for s in subfolders(folder)}
     parts = [
-        _image_folder(name, split, path, image_size, sample)
+        _memmap(name, split, path)
+        if find_formats(path) == ["memmap"]
+        else _image_folder(name, split, path, image_size, sample)
         for split, path in splits.items()
     ]
     return parts, []
@@ -118,9 +121,10 @@ def _image_folder(name, split, folder, image_size, sample):
     return Part(name, split, "folder", len(tasks), tasks, opened)
 
 
-def _memmap(name, folder):
+def _memmap(name, split, folder):
     source = MemmapSource(folder)
+    split = split or source.split or "all"
     tasks = {"images": functools.partial(inspection.inspect_memmap, folder)}
     opened = functools.partial(MemmapSource, folder)
     number = len(source.class_names)
-    return Part(name, source.split or "all", "memmap", number, tasks, opened)
+    return Part(name, split, "memmap", number, tasks, opened)

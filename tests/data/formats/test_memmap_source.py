@@ -77,6 +77,10 @@ def test_goes_on_after_an_error(tmp_path, small_parts):
     assert os.listdir(tmp_path) == ["set.partial"]
     with pytest.raises(ValueError, match="not finished: call `convert` again"):
         data.MemmapSource(path)
+    with pytest.raises(ValueError, match="`convert` finished"):
+        data.MemmapSource(f"{path}.partial")
+    with pytest.raises(ValueError, match="Expected a data set"):
+        data.check_dataset(tmp_path)
     images = tmp_path / "set.partial" / "images.npy"
     with open(images, "ab") as file:
         file.write(b"cut off")
@@ -108,7 +112,7 @@ def test_goes_on_from_any_byte(tmp_path, small_parts, start):
 
 SCRIPT = """
 import os, sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from test_memmap_source import Counting, data, memmap_source
 
 memmap_source.CHUNK = 8 * 48
@@ -129,7 +133,9 @@ data.convert(Killed(), {path!r}, verbose=0)
 )
 def test_goes_on_after_a_kill(tmp_path, small_parts):
     path = tmp_path / "set"
-    code = SCRIPT.format(tests=os.path.dirname(__file__), path=str(path))
+    here = os.path.dirname(__file__)
+    tests = [here, os.path.dirname(here)]
+    code = SCRIPT.format(tests=tests, path=str(path))
     result = subprocess.run([sys.executable, "-c", code], capture_output=True)
     assert result.returncode == -9, result.stderr.decode()
     assert os.listdir(tmp_path) == ["set.partial"]

@@ -145,28 +145,36 @@ def _measure_saved(path, adapter, dataset, num_episodes):
 
 def _measure(learner, adapter, dataset, num_episodes):
     """Accuracies, calibration and costs of one method on one set."""
+    # A learner that draws at test time draws alike on every set, whatever
+    # ran before: else a resumed run would differ.
+    seeds = [(s, keras.ops.copy(s.value)) for s in learner._seed_states()]
     _forget_peak()
-    accuracies, seconds = [], []
-    probabilities, answers = [], []
-    for i in range(num_episodes):
-        episode = dataset[i]
-        start = time.perf_counter()
-        logits, labels = evaluation.predict_episode(learner, episode, adapter)
-        seconds.append(time.perf_counter() - start)
-        accuracies.append(float(np.mean(logits.argmax(axis=-1) == labels)))
-        exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        total = exponentials.sum(axis=-1, keepdims=True)
-        probabilities.append(exponentials / total)
-        answers.append(labels)
+    try:
+        runs = [_run(learner, dataset[i], adapter) for i in range(num_episodes)]
+    finally:
+        for seed, value in seeds:
+            seed.assign(value)
+    accuracies, probabilities, labels, seconds = zip(*runs)
     return {
-        "per_episode": accuracies,
+        "per_episode": list(accuracies),
         "calibration_error": calibration_error(
-            np.concatenate(probabilities), np.concatenate(answers)
+            np.concatenate(probabilities), np.concatenate(labels)
         ),
         # The median, since the first episodes of a shape compile.
         "seconds": round(float(np.median(seconds)), 6),
         "peak_gb": _peak_gb(),
     }
+
+
+def _run(learner, episode, adapter):
+    """Accuracy, probabilities (Q, W), labels (Q,) and seconds."""
+    start = time.perf_counter()
+    logits, labels = evaluation.predict_episode(learner, episode, adapter)
+    seconds = time.perf_counter() - start
+    accuracy = float(np.mean(logits.argmax(axis=-1) == labels))
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    probabilities = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return accuracy, probabilities, labels, seconds
 
 
 def _forget_peak():

@@ -78,6 +78,21 @@ def test_agrees_with_evaluate_few_shot(tmp_path):
     assert loaded == report and loaded.costs == report.costs
 
 
+def test_random_learners_do_not_depend_on_what_ran_before():
+    smat = make_smat(eval_scores="sample", seed=3)
+    sets = {"a": make_episodes(4), "b": make_episodes(4, seed=2)}
+
+    def run(names):
+        chosen = {name: sets[name] for name in names}
+        report = evaluate_benchmark(
+            {"x": smat}, chosen, num_episodes=4, verbose=0
+        )
+        return report.calibration["x"]
+
+    both = run("ab")
+    assert run("b")["b"] == both["b"] and run("ba") == both
+
+
 def test_parameters_where_the_learner_counts_them(monkeypatch):
     monkeypatch.setattr(
         ProtoNet, "parameter_counts", lambda self: {"total": 7}, raising=False

@@ -181,12 +181,14 @@ def cost(learner, x, arguments, repeats=5):
         first = seconds(lambda: one.search(learner, x))[0]
         total, found = seconds(lambda: search.search(learner, x))
         candidate = (total - first) / max(1, len(found.visited) - 1)
-        times.append((forwards, candidate))
+        times.append((forwards, candidate, first - candidate))
     # The first round compiles.
-    forwards, candidate = np.min(times[1:], axis=0)
+    forwards, candidate, setup = np.min(times[1:], axis=0)
     return {
         "seconds_per_forward": float(forwards),
         "seconds_per_candidate": float(candidate),
+        # Scores, which take a forward pass of their own, and the masks.
+        "seconds_of_setup": float(setup),
         "forwards_per_candidate": float(candidate / forwards),
     }
 

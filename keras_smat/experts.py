@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_smat import _backend
+from keras_smat import functional as F
 from keras_smat.layers.checks import check_choice
 from keras_smat.layers.checks import check_positive
 from keras_smat.layers.hard_concrete_mask import HardConcreteMask
@@ -247,13 +248,19 @@ class ExpertBank(keras.layers.Layer):
             List of tensors (M, ...), one per weight with experts.
         """
         delta = ops.cast(self.delta.value, self.mask.logits.dtype)
-        masks = self.mask(training=training)
-        return [
-            ops.reshape(piece, piece.shape[:1] + shape) * mask
-            for piece, shape, mask in zip(
-                _split(delta, self._cuts), self._shapes, masks
-            )
-        ]
+        pieces = _split(delta, self._cuts)
+        logits = self.mask.split(ops.convert_to_tensor(self.mask.logits.value))
+        temperature = self.mask.temperature(training)
+        updates = []
+        # Weight by weight: masks of all weights at once are slow to allocate.
+        for piece, shape, logit in zip(pieces, self._shapes, logits):
+            if isinstance(logit, float):  # always on
+                mask = ops.ones((self.num_experts,) + (1,) * len(shape))
+                mask = ops.cast(mask, piece.dtype)
+            else:
+                mask = F.hard_concrete(logit, temperature)
+            updates.append(ops.reshape(piece, piece.shape[:1] + shape) * mask)
+        return updates
 
     def merge_updates(self, updates, merging_weights):
         """`merge`, of updates that `updates` gave.

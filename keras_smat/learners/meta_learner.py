@@ -449,7 +449,9 @@ class MetaLearner(EpisodicTrainer):
                 on support images that are left out of their prototype in
                 turn, so that the probabilities can be relied on. Classes with
                 a single image take no part in that; if there is no other, it
-                is 1. Defaults to `1.0`, the logits that were trained.
+                is 1. Weights that an adapter fitted to the support know its
+                labels, and make the result too sure. Defaults to `1.0`, the
+                logits that were trained.
 
         Returns:
             `keras.Model`, images (N, H, W, C) to class probabilities

@@ -124,7 +124,7 @@ def test_acceptance_is_seeded_and_the_best_is_kept(learner):
         assert found.visited.keys() <= table.keys()
         paths.add(tuple(found.visited))
     assert len(paths) > 1
-    # Every flip is accepted, downhill or not: one round turns all bits.
+    # What would help is refused, what harms is taken: another path.
     never = ExpertSearch(rounds=1, acceptance=0.0).search(learner, x)
     greedy_path = ExpertSearch(rounds=1).search(learner, x)
     assert list(never.visited)[:2] == list(greedy_path.visited)[:2]

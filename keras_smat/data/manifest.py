@@ -7,6 +7,8 @@ import pathlib
 
 import numpy as np
 
+from keras_smat.files import write_text
+
 FORMAT = "keras_smat.manifest.1"
 
 
@@ -33,13 +35,7 @@ def write_manifest(episodes, path):
     lines = [_text(_pack(episodes.indices(i))) for i in range(len(episodes))]
     body = f'{head},\n"episodes":[\n' + ",\n".join(lines) + "\n]"
     digest = _digest(json.loads(body + "}"))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        text = f'{body},\n"hash":"{digest}"}}\n'
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, f'{body},\n"hash":"{digest}"}}\n')
     return digest
 
 

@@ -1,23 +1,21 @@
-import functools
-
 import keras
-import numpy as np
 from keras import ops
 
 from keras_smat import functional as F
 from keras_smat._backend import EpisodicTrainer
-from keras_smat._backend import jit
-from keras_smat._backend import map_chunks
-from keras_smat._backend import vjp
-from keras_smat.calibration import fit_temperature
-from keras_smat.data.episode import check_support
 from keras_smat.files import replacing
 from keras_smat.layers.checks import check_positive
 from keras_smat.layers.prototype_head import PrototypeHead
 from keras_smat.learners import training_data
+from keras_smat.learners.backbone_copy import Owned
+from keras_smat.learners.backbone_copy import clone_backbone
+from keras_smat.learners.backbone_copy import freeze
+from keras_smat.learners.backbone_copy import freeze_statistics
+from keras_smat.learners.task_models import TaskModels
+from keras_smat.learners.weight_space import WeightSpace
 
 
-class MetaLearner(EpisodicTrainer):
+class MetaLearner(WeightSpace, TaskModels, EpisodicTrainer):
     """Base of all learners: a task is a list of weight tensors.
 
     A subclass writes `adapt`, which gives the backbone's weights for a task,
@@ -84,7 +82,7 @@ class MetaLearner(EpisodicTrainer):
         # What a task may change, by position in `backbone.weights`.
         self._tunable = tuple(i for i, w in enumerate(weights) if w.trainable)
         self._trains_backbone = True
-        _freeze_statistics(self.backbone)
+        freeze_statistics(self.backbone)
         self._programs = {}
 
     def freeze_backbone(self):
@@ -102,7 +100,7 @@ class MetaLearner(EpisodicTrainer):
         if not hasattr(self, "_trains_backbone"):
             return  # Keras sets it first in its own constructor.
         # It reached all layers: what was frozen must be so again.
-        _freeze_statistics(self.backbone)
+        freeze_statistics(self.backbone)
         if not self._trains_backbone:
             freeze(self.backbone)
 
@@ -131,43 +129,6 @@ class MetaLearner(EpisodicTrainer):
         """The backbone's own weights: list of tensors."""
         return [ops.convert_to_tensor(w.value) for w in self.backbone.weights]
 
-    def compiled_call(self, key, function, *arguments):
-        """`function(*arguments)`, compiled once per key and shapes.
-
-        The program takes the learner's variables as they are at each call,
-        detached. What the function assigns to them is lost, save the states
-        of random generators.
-
-        Args:
-            key: hashable, tells the programs of this learner apart. The
-                function of its first call is kept.
-            function: callable of nested tensors; it reads the learner, and
-                nothing else that changes.
-            *arguments: nested arrays or tensors.
-
-        Returns:
-            What the function returns.
-        """
-        if key not in self._programs:
-
-            def program(values, arguments):
-                values = [ops.stop_gradient(v) for v in values]
-                with keras.StatelessScope(
-                    state_mapping=list(zip(self.variables, values))
-                ) as scope:
-                    outputs = function(*arguments)
-                seeds = self._seed_states()
-                return outputs, [scope.get_current_value(s) for s in seeds]
-
-            self._programs[key] = jit(program)
-        outputs, seeds = self._programs[key](
-            [v.value for v in self.variables],
-            keras.tree.map_structure(ops.convert_to_tensor, arguments),
-        )
-        for state, value in zip(self._seed_states(), seeds):
-            state.assign(value)
-        return outputs
-
     def encode_task(self, x):
         """Merging weights (M,) of a task; `None` where there are none.
 
@@ -189,76 +150,6 @@ class MetaLearner(EpisodicTrainer):
         raise NotImplementedError(
             f"{type(self).__name__} must implement `adapt(x, training)`."
         )
-
-    def embed(self, weights, images, training=False):
-        """Features of images under given weights.
-
-        Args:
-            weights: list of tensors, aligned with `backbone.weights`.
-            images: tensor of shape (N, H, W, C), values 0..255.
-            training: bool, whether dropout is active. Defaults to `False`.
-
-        Returns:
-            Tensor of shape (N, D), at least float32.
-        """
-        images = ops.convert_to_tensor(images)
-        state = [v.value for v in self._state]
-        features, state = self._forward(weights, state, images, training)
-        self._assign_state(state)
-        return features
-
-    def embed_with_pullback(self, weights, images, training=True):
-        """`embed`, and a function to its detached weight gradients.
-
-        Returns:
-            Tuple `(features, pullback)`; `pullback(cotangent)` takes (N, D)
-            and gives gradients aligned with `weights`, `None` where a task
-            may not change the weight.
-        """
-        images = ops.convert_to_tensor(images)
-        state = [v.value for v in self._state]
-
-        def features_of(tunable):
-            merged = list(weights)
-            for i, weight in zip(self._tunable, tunable):
-                merged[i] = weight
-            return self._forward(merged, state, images, training)
-
-        features, state, pull = vjp(
-            features_of, [weights[i] for i in self._tunable], has_aux=True
-        )
-        self._assign_state(state)
-
-        def pullback(cotangent):
-            gradients = [None] * len(weights)
-            for i, gradient in zip(self._tunable, pull(cotangent)):
-                gradients[i] = gradient
-            return gradients
-
-        return features, pullback
-
-    def _forward(self, weights, state, images, training):
-        """Pure: (weights, state, images) -> (features, state)."""
-        forward = functools.partial(self._forward_chunk, training)
-        chunk = self.max_images_per_chunk
-        if images.shape[0] <= chunk:
-            return forward(weights, state, images)
-        return map_chunks(forward, weights, state, images, chunk)
-
-    def _forward_chunk(self, training, weights, state, images):
-        variables = self.backbone.weights + list(self._state)
-        with keras.StatelessScope(
-            # Every variable is mapped: an unmapped one would fall back to its
-            # stored value, on JAX a constant baked into the program.
-            state_mapping=list(zip(variables, list(weights) + list(state)))
-        ) as scope:
-            features = self.backbone(images, training=training)
-        state = [scope.get_current_value(v) for v in self._state]
-        return ops.cast(features, self.head.logit_dtype), state
-
-    def _assign_state(self, state):
-        for variable, value in zip(self._state, state):
-            variable.assign(value)
 
     def prototypes(self, weights, x, training=False):
         """Tuple of class prototypes (W, D) and which are present (W,)."""
@@ -412,119 +303,6 @@ class MetaLearner(EpisodicTrainer):
         with replacing(filepath) as temporary:
             super().save_weights(temporary, **kwargs)
 
-    def export_backbone(self, support_images, support_labels, adapter=None):
-        """A plain Keras backbone with the weights of one task.
-
-        Args:
-            support_images: uint8 array of shape (S, H, W, C).
-            support_labels: int array of shape (S,), classes 0..way-1.
-            adapter: optional `Adapter` that refines the weights. Defaults to
-                `None`.
-
-        Returns:
-            `keras.Model`, images to features (N, D), independent of
-            `keras_smat`.
-        """
-        x = self._support(support_images, support_labels)
-        return self._with_weights(self.task_weights(x, adapter))
-
-    def build_classifier(
-        self,
-        support_images,
-        support_labels,
-        class_names=None,
-        adapter=None,
-        temperature=1.0,
-    ):
-        """A plain Keras classifier for the classes of a support set.
-
-        Args:
-            support_images: uint8 array of shape (S, H, W, C).
-            support_labels: int array of shape (S,), classes 0..way-1.
-            class_names: optional list of str, one per class, kept as the
-                model's `class_names`. Defaults to `None`.
-            adapter: optional `Adapter` that refines the weights. Defaults to
-                `None`.
-            temperature: float that divides the logits, or `"auto"`: chosen
-                on support images that are left out of their prototype in
-                turn, so that the probabilities can be relied on. Classes with
-                a single image take no part in that; if there is no other, it
-                is 1. Weights that an adapter fitted to the support know its
-                labels, and make the result too sure. Defaults to `1.0`, the
-                logits that were trained.
-
-        Returns:
-            `keras.Model`, images (N, H, W, C) to class probabilities
-            (N, way). It saves, loads and exports without `keras_smat`.
-
-        Example:
-
-        ```python
-        model = learner.build_classifier(images, labels, temperature="auto")
-        probabilities = model.predict(new_images)
-        unsure = probabilities.max(axis=-1) < 0.7  # better ask someone
-        model.save("classifier.keras")
-        ```
-        """
-        x = self._support(support_images, support_labels)
-        way = int(x["support_labels"].max()) + 1
-        if class_names is not None and len(class_names) != way:
-            raise ValueError(
-                "`class_names` must have one name per class. Received: "
-                f"{len(class_names)} names for {way} classes"
-            )
-        _check_temperature(temperature)
-        weights = self.task_weights(x, adapter)
-        features = self.compiled_call(
-            "embed", self.embed, weights, x["support_images"]
-        )
-        labels = x["support_labels"]
-        if temperature == "auto":
-            temperature = self._fit_temperature(features, labels, way)
-        prototypes, _ = F.class_prototypes(features, labels, way)
-        model = self.head.classifier(
-            self._with_weights(weights), prototypes, temperature
-        )
-        model.class_names = None if class_names is None else list(class_names)
-        return model
-
-    def _support(self, images, labels):
-        images, labels = check_support(images, labels, self.image_size)
-        if labels.max() >= self.max_way:
-            raise ValueError(
-                "`support_labels` must be below `max_way`. Received: label "
-                f"{labels.max()}, max_way={self.max_way}"
-            )
-        return {"support_images": images, "support_labels": labels}
-
-    def task_weights(self, x, adapter=None):
-        """`adapt`, compiled, and refined by an adapter.
-
-        Args:
-            x: dict of `support_images` and `support_labels`, see the class.
-            adapter: optional `Adapter`. Defaults to `None`.
-
-        Returns:
-            List of tensors without gradient, aligned with `backbone.weights`.
-        """
-        names = ("support_images", "support_labels")
-        x = {name: ops.convert_to_tensor(x[name]) for name in names}
-        weights = self.compiled_call("adapt", self.adapt, x)
-        # Detached: PyTorch would record every forward pass from here on.
-        weights = [ops.stop_gradient(w) for w in weights]
-        if adapter is not None:
-            weights = [ops.stop_gradient(w) for w in adapter(self, x, weights)]
-        return weights
-
-    def _fit_temperature(self, features, labels, way):
-        """Temperature of the logits of images that are left out in turn."""
-        logits, valid = self.head.leave_one_out(features, labels, way)
-        shots = np.bincount(labels)
-        if shots.max() < 2:
-            return 1.0
-        rows = ops.convert_to_numpy(valid) > 0
-        return fit_temperature(ops.convert_to_numpy(logits)[rows], labels[rows])
-
     def parameter_counts(self):
         """How many numbers it takes to store the learner.
 
@@ -541,12 +319,6 @@ class MetaLearner(EpisodicTrainer):
             "hypernetwork": 0,
             "total": count,
         }
-
-    def _with_weights(self, weights):
-        backbone = clone_backbone(self.backbone)
-        backbone.trainable = True
-        backbone.set_weights([ops.convert_to_numpy(w) for w in weights])
-        return backbone
 
     def _seed_states(self):
         """Random states, which Keras itself does not write to files."""
@@ -583,7 +355,7 @@ class MetaLearner(EpisodicTrainer):
         backbone = keras.saving.deserialize_keras_object(
             config.pop("backbone"), custom_objects=custom_objects
         )
-        return cls(_Owned(backbone), **config)
+        return cls(Owned(backbone), **config)
 
 
 _COMPILE_KEYS = (
@@ -593,68 +365,3 @@ _COMPILE_KEYS = (
     "steps_per_execution",
     "jit_compile",
 )
-
-
-def _check_temperature(temperature):
-    if temperature == "auto":
-        return
-    number = isinstance(temperature, int | float | np.number)
-    if not number or not 0.0 < temperature < float("inf"):
-        raise ValueError(
-            "Expected `temperature` as a positive number or 'auto'. "
-            f"Received: temperature={temperature!r}"
-        )
-
-
-class _Owned:
-    """A backbone that was made for the learner and needs no clone.
-
-    While Keras loads a file, layers of equal config are shared objects: a
-    clone would be tied to its original.
-    """
-
-    def __init__(self, backbone):
-        self.backbone = backbone
-
-
-def clone_backbone(backbone):
-    """A new model of the same architecture and weights."""
-    if isinstance(backbone, _Owned):
-        return backbone.backbone
-    if not isinstance(backbone, keras.Model) or not backbone.built:
-        raise ValueError(
-            "`backbone` must be a built `keras.Model` from images to features. "
-            f"Received: {backbone!r}"
-        )
-    shape = getattr(backbone, "output_shape", None)
-    if not isinstance(shape, tuple) or len(shape) != 2:
-        raise ValueError(
-            "`backbone` must give features of shape (N, D): wrap it with "
-            f"`keras_smat.feature_backbone`. Received: output shape {shape}"
-        )
-    try:
-        clone = type(backbone).from_config(backbone.get_config())
-    except (TypeError, ValueError):
-        # A functional model with layers that nobody registered.
-        clone = keras.models.clone_model(backbone)
-    clone.set_weights(backbone.get_weights())
-    return clone
-
-
-def freeze(backbone):
-    """Nothing of it trains."""
-    backbone.trainable = False
-    # On TensorFlow, Keras skips layers that are frozen already, although
-    # `_freeze_statistics` left weights of theirs trainable.
-    for weight in backbone.weights:
-        weight.trainable = False
-
-
-def _freeze_statistics(backbone):
-    """Batch normalisation on moving statistics; scale and shift still tune."""
-    for layer in backbone._flatten_layers():
-        if isinstance(layer, keras.layers.BatchNormalization):
-            flags = [w.trainable for w in layer.weights]
-            layer.trainable = False
-            for weight, flag in zip(layer.weights, flags):
-                weight.trainable = flag

@@ -5,6 +5,8 @@ import warnings
 
 import numpy as np
 
+from keras_smat.files import replacing
+
 
 def stamp(path):
     """Returns the size and the time of a file: another one, other content."""
@@ -23,11 +25,9 @@ def read_cache(path):
 
 def write_cache(path, **arrays):
     """Writes arrays, all or none; a `UserWarning` says if it cannot."""
-    temporary = f"{path}.{os.getpid()}.tmp"
     try:
-        with open(temporary, "wb") as file:
+        with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays)
-        os.replace(temporary, path)
     except OSError as error:
         warnings.warn(
             f"What was found in the data could not be kept in {path!r}, so it "

@@ -12,6 +12,7 @@ import numpy as np
 from keras_smat.data.arguments import check_integer
 from keras_smat.data.formats.array_source import ArraySource
 from keras_smat.data.hierarchy import ClassHierarchy
+from keras_smat.files import write_text
 
 IMAGES, LABELS, ABOUT = "images.npy", "labels.npy", "about.json"
 FIELDS = {"class_names", "split", "hierarchy", "image_shape", "made_from"}
@@ -227,7 +228,4 @@ def _start(path, shape, size):
 
 
 def _write_json(path, content):
-    temporary = f"{path}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(content, file, ensure_ascii=False)
-    os.replace(temporary, path)
+    write_text(path, json.dumps(content, ensure_ascii=False))

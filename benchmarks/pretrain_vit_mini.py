@@ -23,7 +23,6 @@ import os
 import pathlib
 
 import keras
-import keras_hub
 import numpy as np
 from frozen_features import pack_sets
 from frozen_features import prototype_accuracies
@@ -34,26 +33,16 @@ from PIL import ImageDraw
 from PIL import ImageFilter
 
 import keras_smat
+from keras_smat.vit_mini import CONFIG
+from keras_smat.vit_mini import STATISTICS
+from keras_smat.vit_mini import build
 
-SIZE = 64
+SIZE = CONFIG["image_shape"][0]
 CLASSES = 130
-WIDTH = 192
+WIDTH = CONFIG["hidden_dim"]
 CHARACTERS = 1500
 RENDERINGS = 20
-# Statistics of the images in [0, 1]; they go into the package.
-MEAN, STD = 0.5, 0.25
-
-
-def vit():
-    return keras_hub.models.ViTBackbone(
-        image_shape=(SIZE, SIZE, 3),
-        patch_size=8,
-        num_layers=8,
-        num_heads=3,
-        hidden_dim=WIDTH,
-        mlp_dim=4 * WIDTH,
-        name="vit_mini",
-    )
+MEAN, STD = STATISTICS
 
 
 class TokenDropout(keras.layers.Layer):
@@ -393,7 +382,7 @@ def make_batches(arguments):
 def train(arguments):
     dataset = make_batches(arguments)
     keras.utils.set_random_seed(arguments.seed)
-    backbone = vit()
+    backbone = build(pretrained=False)
     model = classifier(backbone, arguments.keep)
     if arguments.start is not None:
         model.load_weights(arguments.start, skip_mismatch=True)

@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_smat import converters
 from keras_smat import vision_transformers
+from keras_smat import vit_mini
 from keras_smat.vision_transformers import FAMILIES
 
 POOLINGS = ("cls", "mean", "cls+mean")
@@ -38,9 +39,10 @@ def feature_backbone(
     every variable takes part in the features. All variables are trainable.
 
     Args:
-        model: What to build on. One of: the name of a keras-hub preset (this
-            alone downloads); a local keras-hub preset directory; a local
-            Hugging Face directory of a `ViTModel` or `Dinov2Model`
+        model: What to build on. One of: `"vit_mini"`, the small pretrained
+            ViT inside this package (64 px, D = 192); the name of a keras-hub
+            preset (this alone downloads); a local keras-hub preset directory;
+            a local Hugging Face directory of a `ViTModel` or `Dinov2Model`
             (`config.json` and `*.safetensors`); an `.npz` file of a
             `Dinov2Model` state; a keras-hub backbone; or any functional or
             Sequential Keras image model with output (N, D) or feature map
@@ -91,6 +93,9 @@ def feature_backbone(
     backbone = keras_smat.feature_backbone(vit, image_size=48, num_blocks=1)
     images = np.zeros((4, 48, 48, 3), "uint8")
     features = backbone(images)  # (4, 16)
+
+    # Pretrained, without a download:
+    backbone = keras_smat.feature_backbone("vit_mini")  # 64 px, (N, 192)
     ```
 
     Reference:
@@ -138,6 +143,8 @@ def _resolve(model):
             "`model` should be a preset name, a path or a Keras model. "
             f"Received: model={model!r}"
         )
+    if model == "vit_mini":
+        return vit_mini.build(), vit_mini.STATISTICS
     path = os.path.expanduser(os.fspath(model))
     if os.path.isdir(path):
         config = converters.read_json(path, "config.json")

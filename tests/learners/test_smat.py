@@ -348,7 +348,7 @@ def test_config_round_trips_with_every_argument():
 
 @pytest.mark.slow
 @pytest.mark.skipif(BACKEND != "jax", reason="one backend, the fastest")
-@pytest.mark.parametrize("target", [0.5, 0.95])
+@pytest.mark.parametrize("target", [0.5, 0.75, 0.9, 0.95])
 def test_the_recommended_recipe_holds_the_target(target):
     import keras_hub
 

@@ -384,7 +384,10 @@ def train(arguments):
     keras.utils.set_random_seed(arguments.seed)
     backbone = build(pretrained=False)
     model = classifier(backbone, arguments.keep)
-    if arguments.start is not None:
+    if arguments.start is not None and arguments.start.suffix == ".npz":
+        with np.load(arguments.start) as arrays:
+            backbone.set_weights([arrays[n] for n in sorted(arrays.files)])
+    elif arguments.start is not None:
         model.load_weights(arguments.start, skip_mismatch=True)
     total = arguments.epochs * len(dataset)
     warmup = round(0.05 * total)
@@ -454,7 +457,7 @@ def parse_arguments():
     add("--weights", type=pathlib.Path, help="the teacher's, .npz")
     add("--out", type=pathlib.Path, required=True, help="folder of the run")
     add("--recipe", choices=("supervised", "distill"), default="distill")
-    add("--start", type=pathlib.Path, help="weights of another run")
+    add("--start", type=pathlib.Path, help="of another run: .npz or .h5")
     add("--epochs", type=int, default=12)
     add("--full-epochs", type=int, default=1, help="last ones, all tokens")
     add("--keep", type=float, default=0.5, help="share of tokens kept")

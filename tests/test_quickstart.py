@@ -26,7 +26,7 @@ def test_whole_run(tmp_path, capsys):
     assert len(stamps) == 1
     text = (out / "report.md").read_text(encoding="utf-8")
     printed = capsys.readouterr().out
-    assert "on the spot" in text and "on the spot" in printed
+    assert "vit_mini" in text and "vit_mini" in printed
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert all(line in printed for line in table)
     assert len(table) == 2 + 10 + 2
@@ -59,7 +59,6 @@ def test_interruption_in_training_keeps_what_there_is(
     monkeypatch.setattr(
         quickstart.Monitor, "on_epoch_begin", ends_in_second_epoch
     )
-    monkeypatch.setattr(quickstart, "pretrain", lambda *args, **kwargs: None)
     arguments = ["--out", str(tmp_path), "--smoke", "--steps", "2"]
     reports = quickstart.main(arguments)
     assert list(reports) == ["Frozen"]

@@ -10,8 +10,8 @@ from tools import make_smat
 from keras_smat import SMAT
 from keras_smat import ProtoNet
 from keras_smat import SoftMerge
+from keras_smat import feature_backbone
 from keras_smat import recipes
-from keras_smat.quickstart import small_backbone
 
 
 def groups(recipe):
@@ -135,7 +135,7 @@ def test_soft_merge_recipes(name):
 
 def test_mlp_experts():
     """In a real transformer they sit where their name says, and are dense."""
-    backbone = small_backbone(16, num_layers=1)
+    backbone = feature_backbone("vit_mini", image_size=16, num_blocks=1)
     arguments = recipes.learner_arguments("mlp_experts")
     learner = SMAT(backbone, num_experts=2, **arguments)
     paths = learner.experts.expert_paths

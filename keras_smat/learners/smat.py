@@ -45,7 +45,7 @@ class SMAT(ExpertLearner):
         mask_init_stddev: float. Defaults to `0.5`.
         constraint: `"measured"` or `"expected"` sparsity. Defaults to
             `"measured"`.
-        multiplier_gain: float, see `SparsityController`. Defaults to `2.0`.
+        multiplier_gain: float, see `SparsityController`. Defaults to `6.0`.
         weight_penalty_by_score: bool, whether the mask penalty is weighted by
             the merging weights. Defaults to `False`.
         project_multipliers: bool. Defaults to `True`.
@@ -103,7 +103,7 @@ class SMAT(ExpertLearner):
         eval_beta=2.0 / 3.0,
         mask_init_stddev=0.5,
         constraint="measured",
-        multiplier_gain=2.0,
+        multiplier_gain=6.0,
         weight_penalty_by_score=False,
         project_multipliers=True,
         readout="mean",

@@ -52,7 +52,9 @@ class DatasetCheck:
         ]
         if self.absent:
             lines += ["", f"not there: {', '.join(self.absent)}"]
-        lines += ["", f"{len(self.problems)} problems in {self.path}"]
+        count = len(self.problems)
+        noun = "problem" if count == 1 else "problems"
+        lines += ["", f"{count} {noun} in {self.path}"]
         return "\n".join([*lines, *(f"- {p}" for p in self.problems)])
 
 

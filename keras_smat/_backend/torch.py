@@ -2,6 +2,7 @@ import keras
 import torch
 
 from keras_smat import functional as F
+from keras_smat._backend.unrolled import map_chunks  # noqa: F401
 
 # Masks are worked on in pieces that stay in the processor's cache.
 _BLOCK = 32768
@@ -10,31 +11,6 @@ _BLOCK = 32768
 def jit(function):
     """PyTorch runs eagerly: the function itself."""
     return function
-
-
-def map_chunks(function, weights, state, images, size):
-    """Applies `function` to chunks of images, in bounded memory.
-
-    Each chunk is computed again in the backward pass.
-
-    Args:
-        function: pure callable, (weights, state, images) -> (tensor, state).
-        weights: list of tensors.
-        state: list of tensors, handed from chunk to chunk.
-        images: tensor of shape (N, ...).
-        size: int, images per chunk; the last chunk can be smaller.
-
-    Returns:
-        Tuple of the outputs (N, ...) and the last state.
-    """
-    # The weights are arguments: gradients of what a recomputed function
-    # closes over are lost on TensorFlow.
-    function, outputs = keras.remat(function), []
-    for start in range(0, images.shape[0], size):
-        chunk = images[start : start + size]
-        output, state = function(weights, state, chunk)
-        outputs.append(output)
-    return torch.cat(outputs), state
 
 
 def vjp(function, weights, has_aux=False):

@@ -62,7 +62,7 @@ SMOKE = Settings(
 )
 BACKBONE_NOTE = (
     "The backbone is vit_mini, the small transformer inside the package; real "
-    "work starts from a larger one, which raises all rows."
+    "work starts from a larger one."
 )
 
 

@@ -69,7 +69,7 @@ def learner_arguments(name):
     return dict(_ARGUMENTS[name])
 
 
-def get(name, learner, total_steps=None):
+def get(name, learner, total_steps=None, learning_rate=None):
     """Arguments of `learner.compile` for a recipe.
 
     Args:
@@ -80,10 +80,14 @@ def get(name, learner, total_steps=None):
         total_steps: int, episodes of the whole run (epochs times episodes per
             epoch); schedules are stretched to it. Defaults to `None` (50,000,
             the length of the released run).
+        learning_rate: float, the highest rate of what adapts the backbone:
+            its deltas, or for PMF its weights. Worth choosing on validation
+            classes: the shorter the run, the higher. Defaults to `None`, the
+            recipe's.
 
     Returns:
-        Dict with `optimizer` and, for SMAT, `multiplier_learning_rate` and
-        `temperature_steps`.
+        Dict with `optimizer` and, for SMAT, `multiplier_learning_rate`,
+        `temperature_steps` and `sparsity_steps`.
 
     Example:
 
@@ -108,17 +112,25 @@ def get(name, learner, total_steps=None):
             f"{type(learner).__name__} has nothing to train, so no recipe "
             "applies to it."
         )
+    if learning_rate is not None and not learning_rate > 0:
+        raise ValueError(
+            f"`learning_rate` must be positive. Received: {learning_rate}"
+        )
     if not hasattr(learner, "experts"):
-        return {"optimizer": _pmf_optimizer(name, steps)}
+        return {"optimizer": _pmf_optimizer(name, steps, learning_rate)}
     build = _paper_groups if name == "paper" else _recommended_groups
-    recipe = {"optimizer": group_optimizers(build(learner, steps), learner)}
+    groups = build(learner, steps, learning_rate or 1e-4)
+    recipe = {"optimizer": group_optimizers(groups, learner)}
     if not hasattr(learner, "temperature"):
         return recipe
     return {
         **recipe,
-        "multiplier_learning_rate": 2e-3 if name == "paper" else 5.0 / steps,
+        "multiplier_learning_rate": 2e-3 if name == "paper" else 400 / steps,
         # The temperature reaches its end after 36 % of the released run.
         "temperature_steps": max(1, round(0.36 * steps)),
+        # Experts that are sparse at once keep the entries that chance gave
+        # them: a short run loses accuracy by it.
+        "sparsity_steps": 0 if name == "paper" else round(0.4 * steps),
     }
 
 
@@ -174,7 +186,7 @@ def _schedule(rate, updates, warmup=0.1, horizon=1.0):
     )
 
 
-def _paper_groups(learner, steps):
+def _paper_groups(learner, steps, learning_rate):
     every = _PAPER_ACCUMULATION if steps >= _PAPER_ACCUMULATION else None
     updates = max(1, steps // (every or 1))
 
@@ -185,7 +197,9 @@ def _paper_groups(learner, steps):
     optimizers = keras.optimizers
     groups = {
         "delta$": optimizers.SGD(
-            schedule(1e-4), momentum=0.9, gradient_accumulation_steps=every
+            schedule(learning_rate),
+            momentum=0.9,
+            gradient_accumulation_steps=every,
         ),
         "hypernetwork|logit_scale": optimizers.AdamW(
             schedule(1e-4),
@@ -203,10 +217,10 @@ def _paper_groups(learner, steps):
     return groups
 
 
-def _recommended_groups(learner, steps):
+def _recommended_groups(learner, steps, learning_rate):
     optimizers = keras.optimizers
     groups = {
-        "delta$": optimizers.Adam(_schedule(1e-4, steps)),
+        "delta$": optimizers.Adam(_schedule(learning_rate, steps)),
         "hypernetwork|logit_scale": optimizers.AdamW(
             _schedule(1e-3, steps), weight_decay=1e-2, global_clipnorm=1.0
         ),
@@ -223,12 +237,13 @@ def _recommended_groups(learner, steps):
     return groups
 
 
-def _pmf_optimizer(name, steps):
+def _pmf_optimizer(name, steps, learning_rate):
     if name == "paper":
+        rate = learning_rate or 5e-5
         return keras.optimizers.SGD(
-            _schedule(5e-5, steps, warmup=0.05), momentum=0.9
+            _schedule(rate, steps, warmup=0.05), momentum=0.9
         )
-    return keras.optimizers.Adam(_schedule(1e-5, steps))
+    return keras.optimizers.Adam(_schedule(learning_rate or 1e-5, steps))
 
 
 def _check(name):

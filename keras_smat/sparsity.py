@@ -18,7 +18,9 @@ class SparsityController(keras.layers.Layer):
 
     The proportional term slows the masks down as they approach the target and
     brings them back when task gradients carry them past it: without it they
-    drift, since a mask entry at 0 gets no task gradient.
+    drift, since a mask entry at 0 gets no task gradient. For the same reason
+    the target may rise from 0 to tau first, so that tasks have a say in which
+    entries go.
 
     Args:
         num_experts: int. M.
@@ -33,6 +35,8 @@ class SparsityController(keras.layers.Layer):
             ascent is always weighted so. Defaults to `True`.
         project: bool, whether multipliers stay non-negative. Defaults to
             `True`.
+        ramp_steps: int, optimizer steps until the target reaches tau, from 0
+            along a cubic. Defaults to `0`: at once, as released.
         **kwargs: base layer arguments.
 
     Example:
@@ -41,7 +45,8 @@ class SparsityController(keras.layers.Layer):
     controller = keras_smat.SparsityController(8, target_sparsity=0.9)
     ```
 
-    Reference: SMAT equation 2 and algorithm 1.
+    Reference: SMAT equation 2 and algorithm 1; for the ramp, Zhu and Gupta,
+    "To prune, or not to prune", 2017, equation 1.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class SparsityController(keras.layers.Layer):
         constraint="measured",
         weight_by_score=True,
         project=True,
+        ramp_steps=0,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -68,6 +74,7 @@ class SparsityController(keras.layers.Layer):
         self.constraint = check_choice("constraint", constraint, CONSTRAINTS)
         self.weight_by_score = weight_by_score
         self.project = project
+        self.ramp_steps = ramp_steps
         self.build()
 
     def build(self, input_shape=None):
@@ -89,7 +96,16 @@ class SparsityController(keras.layers.Layer):
         self._ascent_sum = state("ascent_sum", (self.num_experts,))
         self._num_tasks = state("num_tasks", ())
         self._num_updates = state("num_updates", ())
+        self._steps = state("steps", ())
         self.built = True
+
+    def target(self):
+        """The share of zeros asked for at this step."""
+        if not self.ramp_steps:
+            return self.target_sparsity
+        steps = ops.convert_to_tensor(self._steps.value)
+        left = 1.0 - ops.minimum(steps / self.ramp_steps, 1.0)
+        return self.target_sparsity * (1.0 - left**3)
 
     def penalty(self, expected_nonzero, sparsity, merging_weights):
         """The Lagrangian term of one task.
@@ -102,21 +118,20 @@ class SparsityController(keras.layers.Layer):
         Returns:
             Scalar tensor; its gradient reaches `expected_nonzero` alone.
         """
-        gap = self.target_sparsity - sparsity
+        target = self.target()
+        gap = target - sparsity
         multipliers = ops.convert_to_tensor(self.multipliers.value)
         # A multiplier is reset before the loss where the mask satisfies it.
         weight = ops.where(gap < 0.0, 0.0, multipliers) + self.gain * gap
         if self.weight_by_score:
             weight = weight * merging_weights
-        excess = expected_nonzero - (1.0 - self.target_sparsity)
+        excess = expected_nonzero - (1.0 - target)
         return ops.sum(ops.stop_gradient(weight) * excess)
 
     def observe(self, sparsity, merging_weights):
         """Notes the sparsity (M,) and merging weights (M,) of one task."""
         sparsity = ops.stop_gradient(sparsity)
-        ascent = ops.stop_gradient(merging_weights) * (
-            self.target_sparsity - sparsity
-        )
+        ascent = ops.stop_gradient(merging_weights) * (self.target() - sparsity)
         self._sparsity_sum.assign_add(sparsity)
         self._ascent_sum.assign_add(ascent)
         self._num_tasks.assign_add(1.0)
@@ -134,11 +149,12 @@ class SparsityController(keras.layers.Layer):
         current = ops.convert_to_tensor(self.multipliers.value)
         # The reset comes first, as released: unless projected, the ascent
         # then takes a satisfied multiplier a little below zero.
-        moved = ops.where(sparsity > self.target_sparsity, 0.0, current)
+        moved = ops.where(sparsity > self.target(), 0.0, current)
         moved = moved + self.learning_rate * self._ascent_sum / count
         if self.project:
             moved = ops.maximum(moved, 0.0)
         self.multipliers.assign(ops.where(due, moved, current))
+        self._steps.assign_add(ops.cast(due, self._steps.dtype))
         totals = (self._sparsity_sum, self._ascent_sum)
         for total in (*totals, self._num_tasks, self._num_updates):
             value = ops.convert_to_tensor(total.value)
@@ -154,5 +170,6 @@ class SparsityController(keras.layers.Layer):
             constraint=self.constraint,
             weight_by_score=self.weight_by_score,
             project=self.project,
+            ramp_steps=self.ramp_steps,
         )
         return config

@@ -54,6 +54,7 @@ def test_paper_is_the_released_configuration():
         assert rate(optimizer, 12500) == pytest.approx(0.587 * peak, rel=1e-2)
     assert recipe["multiplier_learning_rate"] == 2e-3
     assert recipe["temperature_steps"] == 18000
+    assert recipe["sparsity_steps"] == 0
 
 
 PAPER_ARGUMENTS = dict(
@@ -87,7 +88,9 @@ def test_recommended_is_what_the_constructor_does():
 def test_schedules_stretch_to_the_run():
     learner = make_smat()
     for steps in (100, 1000):
-        parts = groups(recipes.get("recommended", learner, total_steps=steps))
+        recipe = recipes.get("recommended", learner, total_steps=steps)
+        assert recipe["sparsity_steps"] == round(0.4 * steps)
+        parts = groups(recipe)
         peak = rate(parts["delta"], steps // 10)
         assert peak == pytest.approx(1e-4)
         assert rate(parts["delta"], steps) == pytest.approx(0.0, abs=1e-8)
@@ -95,6 +98,23 @@ def test_schedules_stretch_to_the_run():
         assert rate(parts["masks"], steps) == pytest.approx(
             rate(parts["masks"], steps // 10), rel=1e-3
         )
+
+
+@pytest.mark.parametrize("name", ["paper", "recommended"])
+def test_the_rate_of_what_adapts_can_be_chosen(name):
+    learner, steps = make_smat(), 100
+    usual = groups(recipes.get(name, learner, steps))
+    chosen = groups(recipes.get(name, learner, steps, learning_rate=3e-3))
+    peak = max(rate(chosen["delta"], t) for t in range(steps))
+    assert peak == pytest.approx(3e-3, rel=0.1)
+    for part in ("hypernetwork", "masks"):
+        assert rate(chosen[part], 20) == rate(usual[part], 20)
+    pmf = ProtoNet(dense_backbone(), trainable=True, max_way=4)
+    optimizer = recipes.get(name, pmf, steps, learning_rate=3e-3)["optimizer"]
+    peak = max(rate(optimizer, t) for t in range(steps))
+    assert peak == pytest.approx(3e-3, rel=0.1)
+    with pytest.raises(ValueError, match="must be positive. Received: 0"):
+        recipes.get(name, learner, steps, learning_rate=0)
 
 
 @pytest.mark.parametrize("name", recipes.NAMES)

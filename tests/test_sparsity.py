@@ -46,6 +46,30 @@ def test_multipliers_start_at_zero():
     assert layer.trainable_weights == []
 
 
+def test_the_target_rises_along_a_cubic_and_stays():
+    layer = controller(ramp_steps=4)
+    seen = []
+    for _ in range(6):
+        seen.append(float(array(layer.target())))
+        # The gap of the penalty and of the ascent is to the target so far.
+        layer.gain = 1.0
+        value = layer.penalty(tensor([1, 1]), tensor([0, 0]), tensor([1, 1]))
+        close(value, 2 * seen[-1] * seen[-1])
+        before = array(layer.multipliers)
+        step(layer, ([0.0, 0.0], [1.0, 1.0]))
+        close(array(layer.multipliers) - before, RATE * seen[-1])
+        layer.multipliers.assign([0.0, 0.0])
+    done = np.minimum(np.arange(6) / 4, 1)
+    close(np.array(seen), TAU * (1 - (1 - done) ** 3))
+
+
+def test_the_ramp_counts_optimizer_steps():
+    layer = controller(ramp_steps=2)
+    task = [0.0, 0.0], [1.0, 1.0]
+    step(layer, task, task, task)
+    close(layer.target(), TAU * (1 - 0.5**3))
+
+
 # The penalty
 
 

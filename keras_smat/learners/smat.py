@@ -192,6 +192,7 @@ class SMAT(ExpertLearner):
         optimizer="sgd",
         multiplier_learning_rate=2e-3,
         temperature_steps=None,
+        sparsity_steps=0,
         **kwargs,
     ):
         """As in Keras, with what else depends on the length of the run.
@@ -203,11 +204,16 @@ class SMAT(ExpertLearner):
                 `2e-3`.
             temperature_steps: int, tasks until `temperature_end`. Defaults to
                 `None` (the constructor's).
+            sparsity_steps: int, optimizer steps until the target sparsity is
+                asked for in full, see `SparsityController`. Defaults to `0`.
             **kwargs: arguments of `MetaLearner.compile`.
         """
         super().compile(optimizer=optimizer, **kwargs)
         if self.controller is not None:
             self.controller.learning_rate = float(multiplier_learning_rate)
+            self.controller.ramp_steps = check_integer(
+                "sparsity_steps", sparsity_steps, 0
+            )
         if temperature_steps is not None:
             self.temperature_steps = check_integer(
                 "temperature_steps", temperature_steps, 1
@@ -404,6 +410,7 @@ class SMAT(ExpertLearner):
             if self.controller is not None:
                 rate = self.controller.learning_rate
                 config["multiplier_learning_rate"] = rate
+                config["sparsity_steps"] = self.controller.ramp_steps
         return config
 
 

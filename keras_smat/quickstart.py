@@ -3,6 +3,7 @@
 It draws the demo domains, meta-tunes `vit_mini` on their training classes with
 PMF and with SMAT, compares both with the frozen backbone on the same test
 episodes, in and out of domain, and writes a report.
+`tutorials/01_quickstart.py` goes the same way step by step.
 """
 
 import argparse

@@ -9,6 +9,8 @@ import keras
 import matplotlib
 import numpy as np
 import pytest
+from tools import arrays
+from tools import assert_same
 
 from keras_smat import quickstart
 
@@ -74,7 +76,13 @@ def test_outputs_stay_with_their_code():
 
 @pytest.mark.slow
 def test_quickstart_is_the_command(tmp_path, monkeypatch):
-    steps = 2
+    steps, make_learners, learners = 2, quickstart.make_learners, {}
+
+    def keep_learners(*args):
+        learners.update(make_learners(*args))
+        return learners
+
+    monkeypatch.setattr(quickstart, "make_learners", keep_learners)
     expected = quickstart.main(
         ["--out", str(tmp_path), "--smoke", "--steps", str(steps)]
     )
@@ -91,6 +99,10 @@ def test_quickstart_is_the_command(tmp_path, monkeypatch):
     for name, report in tutorial["reports"].items():
         # Accuracies of every episode, and what determined them.
         assert report == expected[name], name
+    # Two steps hardly move accuracies, but they do move weights.
+    for name in ("PMF", "SMAT"):
+        weights = arrays(tutorial[name.lower()].weights)
+        assert_same(weights, arrays(learners[name].weights))
     assert np.array_equal(tutorial["shares"], training["sparsity"]["shares"])
     assert tutorial["steps"].tolist() == training["sparsity"]["steps"]
     for name, weights in tutorial["merging"].items():

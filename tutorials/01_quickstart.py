@@ -38,11 +38,11 @@ import os
 import subprocess
 import sys
 
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 PROJECT = ".."
 if importlib.util.find_spec("keras_smat") is None:
     pip = [sys.executable, "-m", "pip", "install", "-q", PROJECT]
     subprocess.run(pip, check=True)
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 # %% [markdown]
 # `settings` says how large everything is, from the images to the number of
@@ -78,7 +78,7 @@ domains = {
     split: data.demo_domains(split, settings.image_size, seed)
     for split in ("train", "validation", "test")
 }
-figure, axes = plt.subplots(5, 2, figsize=(8, 5), layout="constrained")
+figure, axes = plt.subplots(5, 2, figsize=(6.4, 4), layout="constrained")
 for ax, (name, source) in zip(axes.T.flat, domains["test"].items()):
     _, first = np.unique(source.labels, return_index=True)
     ax.imshow(np.hstack(source.load(first[:8])))

@@ -12,7 +12,6 @@ A source is Python in the percent format: `# %%` opens a cell of code,
 
 import argparse
 import json
-import os
 import pathlib
 import re
 import tomllib
@@ -164,8 +163,6 @@ def execute(built):
         raise SystemExit(
             '--execute needs nbclient: pip install -e ".[notebooks]"'
         ) from error
-    # TensorFlow's remarks on the machine are no part of a tutorial.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     node = nbformat.reads(json.dumps(built), as_version=4)
     nbclient.NotebookClient(
         node,
@@ -174,7 +171,15 @@ def execute(built):
         record_timing=False,
         resources={"metadata": {"path": str(NOTEBOOKS)}},
     ).execute()
-    return json.loads(nbformat.writes(node))
+    done = json.loads(nbformat.writes(node))
+    for cell in done["cells"]:
+        # Remarks of libraries on the machine are no part of a tutorial.
+        cell["outputs"] = [
+            output
+            for output in cell.get("outputs", ())
+            if output.get("name") != "stderr"
+        ]
+    return done
 
 
 def keep_outputs(built, done):

@@ -261,10 +261,10 @@ print(reports["SMAT"].difference(reports["PMF"]))
 #
 # ### Sparsity
 #
-# The masks start out with fewer zeros than they are to have. As long as an
-# expert misses its target, a multiplier raises the price of its nonzeros:
-# sparsity is a constraint here, and not a weight in the loss that you would
-# have to tune.
+# The masks start out with hardly a zero, and the recipe lets the target rise
+# from none, so that the tasks have a say in what goes. As long as an expert
+# misses its target, a multiplier raises the price of its nonzeros: sparsity is
+# a constraint here, and not a weight in the loss that you would have to tune.
 
 # %%
 steps = len(train) * np.arange(1, settings.epochs + 1)

@@ -40,6 +40,9 @@ class Settings:
         test_episodes: int, of each test set.
         num_experts: int, of SMAT.
         target_sparsity: float, share of zeros of every expert.
+        pmf_rate: float, learning rate. Three factors of 4 were tried for each
+            learner, on validation classes.
+        smat_rate: float, learning rate of the experts' delta.
         merging_episodes: int, of each test set, for the merging weights.
         pictures: int, test sets of each role whose first episode is shown.
     """
@@ -54,6 +57,8 @@ class Settings:
     test_episodes: int = 20
     num_experts: int = 4
     target_sparsity: float = 0.9
+    pmf_rate: float = 4e-4
+    smat_rate: float = 1.6e-3
     merging_episodes: int = 5
     pictures: int = 2
 
@@ -178,11 +183,12 @@ def run(settings, seed, record):
         "training": [],
         "validation": [frozen.accuracy] * 2,
     }
+    rates = {"PMF": settings.pmf_rate, "SMAT": settings.smat_rate}
     for name, learner in learners.items():
         monitor = Monitor(name, record)
         if learner.trainable_variables:
             print(f"Meta-tuning {name}:")
-            recipe = recipes.get("recommended", learner, steps)
+            recipe = recipes.get("recommended", learner, steps, rates[name])
             learner.compile(**recipe)
             learner.fit(
                 train,
@@ -223,8 +229,9 @@ def describe(record, settings, learners, train, seed):
         f"PMF and SMAT ({settings.num_experts} experts, "
         f"{100 * settings.target_sparsity:g} % zeros each) were meta-tuned on "
         f"{settings.steps} episodes of the training classes of "
-        f"{', '.join(train.names)}, both with the recommended recipe and the "
-        "weights after the last step.",
+        f"{', '.join(train.names)}, both with the recommended recipe at a "
+        f"learning rate of {settings.pmf_rate:g} and {settings.smat_rate:g}, "
+        "and the weights after the last step.",
         f"Every episode is {settings.way}-way {settings.shot}-shot with "
         f"{settings.query} queries per class; all learners see the same "
         f"{settings.test_episodes} test episodes of every set, of classes "

@@ -172,11 +172,13 @@ print(reports["Frozen"])
 # ([Hu et al., CVPR 2022](https://arxiv.org/abs/2204.07305)). It goes through
 # episodes as at test time, and moves the whole backbone to lower the loss of
 # the queries. A learner is a Keras model, so this is `compile` and `fit`, and a
-# recipe supplies the arguments of `compile`.
+# recipe supplies the arguments of `compile`. The learning rate is worth a
+# search on validation classes: a run as short as this one needs a high one.
 
 # %%
 pmf = keras_smat.ProtoNet(backbone, trainable=True, max_way=settings.way)
-pmf.compile(**recipes.get("recommended", pmf, settings.steps))
+recipe = recipes.get("recommended", pmf, settings.steps, settings.pmf_rate)
+pmf.compile(**recipe)
 pmf.fit(train, epochs=settings.epochs, validation_data=validation, verbose=2)
 reports["PMF"] = evaluate(pmf)
 
@@ -202,7 +204,8 @@ smat = keras_smat.SMAT(
     max_way=settings.way,
     seed=seed,
 )
-smat.compile(**recipes.get("recommended", smat, settings.steps))
+recipe = recipes.get("recommended", smat, settings.steps, settings.smat_rate)
+smat.compile(**recipe)
 
 shares = []
 

@@ -8,7 +8,7 @@ Takes a SMAT that `mini_meta_dataset.py` trained, and on its test sets
   same episodes, pair by pair, for both support losses;
 - times a candidate, in forward passes of the support.
 
-    python benchmarks/expert_search.py --data DIR --weights FILE.npz \
+    python benchmarks/expert_search.py --data DIR --weights vit_mini \
         --run DIR --out DIR
 
 `--run` is the folder that `mini_meta_dataset.py --out` filled. `--smoke` needs
@@ -40,7 +40,7 @@ def parse_arguments():
     )
     add = parser.add_argument
     add("--data", type=pathlib.Path, help="folder of packs")
-    add("--weights", type=pathlib.Path, help="backbone, .npz")
+    add("--weights", help="backbone: a preset or an .npz file")
     add("--run", type=pathlib.Path, help="folder of the trained SMAT")
     add("--out", type=pathlib.Path, required=True, help="folder of results")
     add("--episodes", type=int, default=200, help="per set, for accuracy")
@@ -56,48 +56,24 @@ def parse_arguments():
 
 def trained(arguments):
     """The trained SMAT, its test sets, and the names of those in domain."""
-    settings = mini.read_json(arguments.run / "settings.json")
-    settings.update(data=arguments.data, weights=arguments.weights)
-    settings = argparse.Namespace(**settings)
-    keras.config.set_dtype_policy(settings.precision)
-    splits = mini.read_splits(settings)
-    backbone = keras_smat.feature_backbone(
-        str(settings.weights),
-        image_size=settings.image_size,
-        num_blocks=settings.num_blocks,
-    )
-    learner, _ = mini.make_learner(mini.SMAT, settings, backbone)
-    learner.load_weights(arguments.run / "smat.weights.h5")
-    sampler = data.FixedEpisodes(settings.way, settings.shot, settings.query)
-    tests = {}
-    for name, entry in splits.items():
-        path = arguments.data / f"{name}.npz"
-        source = mini.PackSource(path, settings.image_size)
-        try:
-            tests[name] = data.EpisodeDataset(
-                source.subset(entry["classes"]["test"]),
-                sampler,
-                num_episodes=arguments.episodes,
-                seed=settings.seed,
-            )
-        except ValueError as error:
-            print(f"skipped {name}: {error}")
-    return learner, tests, [n for n in tests if splits[n]["role"] == "id"]
+    learners, tests, in_domain = mini.load_run(arguments, [mini.SMAT])
+    return learners[mini.SMAT], tests, in_domain
 
 
 def smoke(arguments):
     """An untrained learner with random experts on generated images."""
-    from keras_smat import quickstart
-
     arguments.episodes, arguments.exhaustive_episodes = 4, 2
-    keras.utils.set_random_seed(0)
-    backbone = quickstart.small_backbone(16, num_layers=1)
+    backbone = keras_smat.feature_backbone("vit_mini", image_size=16)
     learner = keras_smat.SMAT(backbone, num_experts=4, max_way=5, seed=0)
     delta = learner.experts.delta
     noise = np.random.default_rng(0).standard_normal(delta.shape)
     delta.assign(0.05 * noise)
-    sources = data.demo_domains("test", 16, 0)
-    tests = quickstart.episodes(dict(list(sources.items())[:2]), 4, 0)
+    sampler = data.FixedEpisodes(n_way=5, n_shot=2, n_query=2)
+    sources = list(data.demo_domains("test", 16, 0).items())[:2]
+    tests = {
+        name: data.EpisodeDataset(source, sampler, arguments.episodes, seed=0)
+        for name, source in sources
+    }
     return learner, tests, []
 
 

@@ -1,15 +1,16 @@
-"""SMAT, PMF and the frozen backbone on a small many-domain benchmark.
+"""SMAT and its baselines on a small many-domain benchmark.
 
 Meta-trains on the training classes of the in-domain packs, then tests on the
 test classes of these and on domains that were never seen. The packs stand in
 for Meta-Dataset and are not it: compare the figures with each other only.
 
-    python benchmarks/mini_meta_dataset.py --data DIR --weights FILE.npz \
-        --out DIR
+    python benchmarks/mini_meta_dataset.py --data DIR --weights vit_mini \
+        --image-size 64 --out DIR --search --fine-tuned-episodes 25
 
 `--data` holds one `.npz` per data set (`data`: encoded images one after the
 other, `offsets`, `labels`, `class_names`) and `splits.json`. The same command
-again goes on where it was killed and skips what is finished.
+again goes on where it was killed and skips what is finished. Several processes
+may train into one folder, each its own `--learners`, with `--train-only`.
 """
 
 import argparse
@@ -27,8 +28,13 @@ from packs import PackSource
 import keras_smat
 from keras_smat import data
 
-FROZEN, PMF, SMAT = "frozen", "pmf", "smat"
-TITLES = {FROZEN: "frozen ProtoNet", PMF: "PMF", SMAT: "SMAT"}
+FROZEN, PMF, SMAT, SOFT_MERGE = "frozen", "pmf", "smat", "soft_merge"
+TITLES = {
+    FROZEN: "frozen ProtoNet",
+    PMF: "PMF",
+    SOFT_MERGE: "SoftMerge",
+    SMAT: "SMAT",
+}
 NOTE = (
     "The packs are a small stand-in for Meta-Dataset: the figures must not be "
     "compared with published ones. Weights are those after the last epoch."
@@ -65,20 +71,36 @@ def parse_arguments():
     )
     add = parser.add_argument
     add("--data", type=pathlib.Path, required=True, help="folder of packs")
-    add("--weights", type=pathlib.Path, required=True, help="backbone, .npz")
+    add("--weights", required=True, help="backbone: a preset or an .npz file")
     add("--out", type=pathlib.Path, required=True, help="folder of results")
-    add("--learners", default="smat,pmf", help="trained ones; frozen is added")
+    add("--learners", default="pmf,soft_merge,smat", help="frozen is added")
     add("--image-size", type=int, default=70, help="a multiple of the patch")
-    add("--num-blocks", type=int, default=11, help="blocks of the backbone")
+    add("--num-blocks", type=int, help="first ones of the backbone, else all")
     add("--epochs", type=int, default=20)
     add("--episodes-per-epoch", type=int, default=100)
     add("--validation-episodes", type=int, default=20, help="after each epoch")
     add("--eval-episodes", type=int, default=600, help="per test set")
+    add("--search", action="store_true", help="SMAT with ExpertSearch too")
+    add(
+        "--fine-tuned-episodes",
+        type=int,
+        default=0,
+        help="per test set: the first ones, for each learner as it is, with "
+        "FullFineTune and with LoRAFineTune",
+    )
+    add("--processes", type=int, default=1, help="of the evaluation")
+    add("--train-only", action="store_true", help="no evaluation")
     add("--way", type=int, default=5)
     add("--shot", type=int, default=5)
+    add("--eval-shot", type=int, help="of test episodes, else as in training")
     add("--query", type=int, default=15, help="queries per class")
     add("--num-experts", type=int, default=8)
     add("--recipe", default="recommended", choices=keras_smat.recipes.NAMES)
+    add(
+        "--learning-rates",
+        default="",
+        help="such as pmf=1e-4,smat=1e-3, in the place of the recipe's",
+    )
     add(
         "--precision",
         default="float32",
@@ -92,8 +114,8 @@ def parse_arguments():
     )
     arguments = parser.parse_args()
     arguments.learners = arguments.learners.split(",")
-    if not set(arguments.learners) <= {FROZEN, SMAT, PMF}:
-        parser.error(f"--learners: expected some of {SMAT},{PMF}")
+    if not set(arguments.learners) <= set(TITLES):
+        parser.error(f"--learners: expected some of {','.join(TITLES)}")
     return arguments
 
 
@@ -118,11 +140,10 @@ def write_json(path, content):
 
 def read_splits(arguments):
     """Returns `{name: entry}` of the sets to use, all files being there."""
-    missing = [
-        path
-        for path in (arguments.data / "splits.json", arguments.weights)
-        if not path.is_file()
-    ]
+    needed = [arguments.data / "splits.json"]
+    if arguments.weights.endswith(".npz"):
+        needed.append(pathlib.Path(arguments.weights))
+    missing = [path for path in needed if not path.is_file()]
     splits = {}
     if not missing:
         splits = read_json(arguments.data / "splits.json")["datasets"]
@@ -141,9 +162,12 @@ def read_splits(arguments):
 
 def check_settings(arguments):
     """Refuses to go on with a run that was started with other settings."""
-    free = ("data", "weights", "out", "learners", "time_budget")
+    free = (
+        "data out learners time_budget eval_episodes search processes "
+        "fine_tuned_episodes train_only"
+    ).split()
     settings = {k: v for k, v in vars(arguments).items() if k not in free}
-    settings["weights"] = arguments.weights.name
+    settings["weights"] = pathlib.Path(arguments.weights).name
     settings["backend"] = keras.backend.backend()
     settings["precision"] = keras.config.dtype_policy().name
     path = arguments.out / "settings.json"
@@ -164,7 +188,9 @@ def check_settings(arguments):
 
 def make_episodes(arguments, splits):
     """Returns training and validation mixtures and a dict of test sets."""
-    sampler = data.FixedEpisodes(arguments.way, arguments.shot, arguments.query)
+    way, shot, query = arguments.way, arguments.shot, arguments.query
+    sampler = data.FixedEpisodes(way, shot, query)
+    test_sampler = data.FixedEpisodes(way, arguments.eval_shot or shot, query)
     sets = {"train": {}, "val": {}, "test": {}}
     for name, entry in splits.items():
         source = PackSource(
@@ -174,7 +200,7 @@ def make_episodes(arguments, splits):
             try:
                 sets[split][name] = data.EpisodeDataset(
                     source.subset(entry["classes"][split]),
-                    sampler,
+                    test_sampler if split == "test" else sampler,
                     num_episodes=arguments.eval_episodes,
                     seed=arguments.seed,
                 )
@@ -206,6 +232,9 @@ def make_learner(name, arguments, backbone):
             seed=arguments.seed,
         )
         return keras_smat.SMAT(backbone, **settings), settings
+    if name == SOFT_MERGE:
+        settings.update(num_experts=arguments.num_experts, seed=arguments.seed)
+        return keras_smat.SoftMerge(backbone, **settings), settings
     settings["trainable"] = name == PMF
     return keras_smat.ProtoNet(backbone, **settings), settings
 
@@ -216,7 +245,13 @@ def train_learner(name, learner, arguments, train, validation):
     weights = out / f"{name}.weights.h5"
     record = out / f"{name}.training.json"
     total = arguments.epochs * arguments.episodes_per_epoch
-    recipe = keras_smat.recipes.get(arguments.recipe, learner, total)
+    rates = dict(r.split("=") for r in arguments.learning_rates.split(",") if r)
+    recipe = keras_smat.recipes.get(
+        arguments.recipe,
+        learner,
+        total,
+        float(rates[name]) if name in rates else None,
+    )
     learner.compile(**recipe)
     if record.exists():
         learner.load_weights(weights)
@@ -251,17 +286,57 @@ def train_learner(name, learner, arguments, train, validation):
     return result
 
 
+def load_run(arguments, names):
+    """What other studies need of a finished run.
+
+    Args:
+        arguments: with the attributes `run` (the folder of the run), `data`,
+            `weights` and `episodes` (per test set).
+        names: List of learners.
+
+    Returns:
+        Tuple of a dict of learners, a dict of test sets and the names of the
+        sets in domain.
+    """
+    settings = argparse.Namespace(**read_json(arguments.run / "settings.json"))
+    settings.data, settings.weights = arguments.data, arguments.weights
+    settings.eval_episodes = arguments.episodes
+    keras.config.set_dtype_policy(settings.precision)
+    splits = read_splits(settings)
+    backbone = keras_smat.feature_backbone(
+        settings.weights,
+        image_size=settings.image_size,
+        num_blocks=settings.num_blocks,
+    )
+    learners = {}
+    for name in names:
+        learners[name], _ = make_learner(name, settings, backbone)
+        if name != FROZEN:
+            learners[name].load_weights(arguments.run / f"{name}.weights.h5")
+    tests = make_episodes(settings, splits)[-1]
+    return learners, tests, [n for n in tests if splits[n]["role"] == "id"]
+
+
 def last_row(path):
     with open(path, newline="") as file:
         return list(csv.DictReader(file))[-1]
 
 
-def write_results(out, header, report):
-    """Writes `mini_meta_dataset` as `.json`, `.html` and `.md`."""
-    write_json(out / "mini_meta_dataset.header.json", header)
+def adapted(methods, adapters):
+    """All pairs of learners and adapters, and the learners by themselves."""
+    pairs = {}
+    for name, learner in methods.items():
+        pairs[name] = learner
+        for title, adapter in adapters.items():
+            pairs[f"{name} + {title}"] = learner, adapter
+    return pairs
+
+
+def write_results(path, header, report):
+    """Writes the report as `.json`, `.html` and `.md`, stamped."""
     for suffix in (".json", ".html", ".md"):
-        report.save(out / f"mini_meta_dataset{suffix}")
-    path = out / "mini_meta_dataset.md"
+        report.save(path.with_suffix(suffix))
+    path = path.with_suffix(".md")
     text = path.read_text("utf-8")
     zeros = header["training"].get(SMAT, {}).get("share_of_zeros")
     if zeros:
@@ -269,6 +344,7 @@ def write_results(out, header, report):
         text += f"\nShare of zeros of each SMAT expert, in %: {shares}.\n"
     stamp = json.dumps(header, indent=1, allow_nan=False)
     write_text(path, f"{text}\n{NOTE}\n\n```json\n{stamp}\n```\n")
+    print(f"\n{report}\n\nwritten: {path}")
 
 
 def main():
@@ -277,7 +353,7 @@ def main():
     splits = read_splits(arguments)
     try:
         backbone = keras_smat.feature_backbone(
-            str(arguments.weights),
+            arguments.weights,
             image_size=arguments.image_size,
             num_blocks=arguments.num_blocks,
         )
@@ -285,7 +361,8 @@ def main():
         fail(str(error))
     train, validation, tests = make_episodes(arguments, splits)
     in_domain = [n for n in tests if splits[n]["role"] == "id"]
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    out = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
     settings = check_settings(arguments)
     header = {
         "note": NOTE,
@@ -307,16 +384,36 @@ def main():
                 name, learner, arguments, train, validation
             )
         methods[TITLES[name]] = learner
-    report = keras_smat.evaluate_benchmark(
-        methods,
-        tests,
-        in_domain,
-        arguments.eval_episodes,
-        folder=arguments.out / "evaluation",
-    )
-    print(f"\n{report}\n")
-    write_results(arguments.out, header, report)
-    print(f"written: {arguments.out / 'mini_meta_dataset.md'}")
+    if arguments.train_only:
+        return
+    compared = dict(methods)
+    if arguments.search and TITLES[SMAT] in methods:
+        search = keras_smat.ExpertSearch()
+        compared |= adapted(
+            {TITLES[SMAT]: methods[TITLES[SMAT]]}, {"ExpertSearch": search}
+        )
+    fine_tuning = {
+        "FullFineTune": keras_smat.FullFineTune(),
+        "LoRAFineTune": keras_smat.LoRAFineTune(),
+    }
+    for stem, pairs, count in (
+        (
+            "fine_tuning",
+            adapted(methods, fine_tuning),
+            arguments.fine_tuned_episodes,
+        ),
+        ("mini_meta_dataset", compared, arguments.eval_episodes),
+    ):
+        if count:
+            report = keras_smat.evaluate_benchmark(
+                pairs,
+                tests,
+                in_domain,
+                count,
+                folder=out / f"{stem}.parts",
+                processes=arguments.processes,
+            )
+            write_results(out / stem, header, report)
 
 
 if __name__ == "__main__":

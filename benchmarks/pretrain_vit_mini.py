@@ -4,17 +4,20 @@
 
 A ViT of 3.6 M parameters at 64 px learns from Tiny ImageNet's 130 meta-training
 classes (`pretrain_tiny_imagenet.npz` in DIR), as photographs and as line
-drawings made of them, and tells drawn characters apart, random strokes that
-belong to no alphabet. `--recipe supervised` tells the classes apart.
-`--recipe distill` adds a teacher, the first 11 blocks of a pretrained ViT-S/14
-(FILE): the student's features shall point where the teacher's do, after these
-were whitened within classes and cut to the student's width. The teacher sees
-every picture once. Most epochs drop half of the tokens, which halves their
-cost; the last ones see all.
+drawings made of them, and from drawn characters, random strokes that belong to
+no alphabet. `--recipe supervised` tells the classes apart. `--recipe distill`
+adds two things to look like. Two thirds of the features shall point where those
+of a teacher do, the first 11 blocks of a pretrained ViT-S/14 (FILE), which sees
+every picture once. One third shall point where the picture's histogram of
+oriented gradients does. Both targets are whitened within classes first. Most
+epochs drop half of the tokens, which halves their cost; the last ones see all.
 
 After every epoch it measures nearest-prototype accuracy on validation classes.
 An interrupted run continues where it was. `--export` writes the weights as
 float16 in the form that the package ships.
+
+Reference: oriented gradients, Dalal and Triggs, CVPR 2005; as a target for
+transformers, Wei et al., "Masked Feature Prediction", CVPR 2022.
 """
 
 import argparse
@@ -26,6 +29,7 @@ import keras
 import numpy as np
 from frozen_features import pack_sets
 from frozen_features import prototype_accuracies
+from frozen_features import unit
 from keras import ops
 from packs import PackSource
 from PIL import Image
@@ -42,6 +46,12 @@ CLASSES = 130
 WIDTH = CONFIG["hidden_dim"]
 CHARACTERS = 1500
 RENDERINGS = 20
+# Photographs, drawings of photographs, characters.
+SHARES = (0.45, 0.25, 0.3)
+TEACHER_WIDTH = 128
+# Chosen on validation classes, with the targets themselves as features.
+SHAPE_WEIGHT = 0.7
+CELL, BINS = 8, 8
 MEAN, STD = STATISTICS
 
 
@@ -70,50 +80,41 @@ class TokenDropout(keras.layers.Layer):
 
 
 def classifier(backbone, keep):
-    """Images to class logits, twice, and features."""
+    """Images to class logits and features."""
     embed, encode = backbone.layers[1:]
     images = keras.Input((SIZE, SIZE, 3), name="images")
     tokens = encode(TokenDropout(keep)(embed(images)))
-    same = functools.partial(keras.layers.Identity, dtype="float32")
-    features = same(name="features")(tokens[:, 0])
+    features = keras.layers.Identity(name="features", dtype="float32")
+    features = features(tokens[:, 0])
     logits = keras.layers.Dense(CLASSES, name="logits", dtype="float32")
-    logits = logits(features)
-    characters = keras.layers.Dense(
-        CHARACTERS, name="characters", dtype="float32"
-    )
     return keras.Model(
-        images,
-        {
-            "logits": logits,
-            "characters": characters(features),
-            "soft": same(name="soft")(logits),
-            "features": features,
-        },
+        images, {"logits": logits(features), "features": features}
     )
 
 
-def soft_loss(teacher, logits):
-    """KL divergence to the teacher's class probabilities, up to a constant."""
-    return -ops.sum(teacher * ops.log_softmax(logits), axis=-1)
-
-
-def feature_loss(teacher, features):
+def feature_loss(target, features):
     """1 - cosine."""
     return 1.0 - ops.sum(
-        ops.normalize(teacher, axis=-1) * ops.normalize(features, axis=-1), -1
+        ops.normalize(target, axis=-1) * ops.normalize(features, axis=-1), -1
     )
 
 
 class Batches(keras.utils.PyDataset):
-    """Augmented batches; batch i of an epoch is a function of the seed."""
+    """Augmented batches; batch i of an epoch is a function of the seed.
 
-    def __init__(
-        self, photographs, drawings, characters, labels, teacher, batch, seed
-    ):
+    Args:
+        pictures: Three uint8 arrays (N, 64, 64[, 3]), as in `SHARES`. The
+            second shows the images of the first.
+        labels: int array, the classes of the first and second.
+        target: Function from kinds, indices and augmented grey images to the
+            features to learn, or `None`.
+        batch: int.
+        seed: int.
+    """
+
+    def __init__(self, pictures, labels, target, batch, seed):
         super().__init__()
-        self.photographs, self.drawings = photographs, drawings
-        self.characters = characters
-        self.labels, self.teacher = labels, teacher
+        self.pictures, self.labels, self.target = pictures, labels, target
         self.batch, self.seed = batch, seed
         self.epoch = 0
 
@@ -126,25 +127,28 @@ class Batches(keras.utils.PyDataset):
         return rng.permutation(len(self.labels))
 
     def __getitem__(self, i):
-        chosen = self.order(self.epoch)[i * self.batch : (i + 1) * self.batch]
         rng = np.random.default_rng([self.seed, self.epoch, i])
-        # Photographs, drawings of photographs, and characters.
-        kinds = rng.choice(3, self.batch, p=[0.5, 0.2, 0.3])
-        images = self.photographs[chosen]
-        drawn, written = kinds == 1, kinds == 2
-        images[drawn] = self.drawings[chosen[drawn]][..., None]
-        character = rng.integers(len(self.characters), size=self.batch)
-        images[written] = self.characters[character[written]][..., None]
+        kinds = rng.choice(3, self.batch, p=SHARES)
+        written = kinds == 2
+        index = self.order(self.epoch)[i * self.batch : (i + 1) * self.batch]
         labels = np.full((self.batch, CLASSES), 0.1 / CLASSES, "float32")
-        labels[np.arange(self.batch), self.labels[chosen]] += 0.9
-        targets = {"logits": labels, "characters": character // RENDERINGS}
-        if self.teacher is not None:
-            kind = drawn.astype(int)
-            targets["soft"] = self.teacher["soft"][kind, chosen]
-            targets["features"] = self.teacher["features"][kind, chosen]
-        weights = {name: (~written).astype("float32") for name in targets}
-        weights["characters"] = written.astype("float32")
-        return augment(images, kinds > 0, rng), targets, weights
+        labels[np.arange(self.batch), self.labels[index]] += 0.9
+        index = np.where(
+            written, rng.integers(len(self.pictures[2]), size=self.batch), index
+        )
+        images = np.empty((self.batch, SIZE, SIZE, 3), "uint8")
+        images[kinds == 0] = self.pictures[0][index[kinds == 0]]
+        for kind in (1, 2):
+            chosen = self.pictures[kind][index[kinds == kind]]
+            images[kinds == kind] = chosen[..., None]
+        images = augment(images, kinds > 0, rng)
+        targets = {"logits": labels}
+        weights = {"logits": (~written).astype("float32")}
+        if self.target is not None:
+            grey = images.mean(-1) * STD + MEAN
+            targets["features"] = self.target(kinds, index, grey)
+            weights["features"] = np.ones(self.batch, "float32")
+        return images, targets, weights
 
 
 def augment(images, drawn, rng):
@@ -292,88 +296,134 @@ def teacher_features(weights, images):
     return np.concatenate(chunks)
 
 
-def targets_of(photographs, drawings, labels):
-    """Targets of both kinds of picture, from the teacher's features.
+def oriented_gradients(grey):
+    """Histograms of the directions of edges, one per cell.
 
     Args:
-        photographs: array (N, 384).
-        drawings: array (N, 384), of the same images.
-        labels: int array (N,).
+        grey: float array (N, H, W) in [0, 1].
 
     Returns:
-        Dict of `features` (2, N, WIDTH), whitened within the classes of the
-        photographs and projected on their first principal axes, and `soft`
-        (2, N, C), class probabilities by linear discriminant analysis.
+        float array (N, H / CELL * W / CELL * BINS). A direction and its
+        opposite are one, so a negative has the histograms of its original.
+        Cells are normalised by the edges of the 3 x 3 cells around them.
     """
-    photographs = photographs.astype("float32")
-    mean = photographs.mean(0)
-    within = photographs.copy()
-    for c in range(CLASSES):
-        within[labels == c] -= photographs[labels == c].mean(0)
-    values, vectors = np.linalg.eigh(within.T @ within / len(within))
-    whitening = vectors / np.sqrt(values + 0.3 * values.mean())
-    white = (photographs - mean) @ whitening
-    axes = np.linalg.eigh(white.T @ white)[1][:, ::-1][:, :WIDTH]
-    projection = whitening @ axes
-    kinds = [(x.astype("float32") - mean) @ projection
-             for x in (photographs, drawings)]  # fmt: skip
-    return {
-        "features": np.stack(kinds),
-        "soft": np.stack([soft_labels(kind, labels) for kind in kinds]),
-    }
+    down, right = np.zeros_like(grey), np.zeros_like(grey)
+    down[:, 1:-1] = grey[:, 2:] - grey[:, :-2]
+    right[:, :, 1:-1] = grey[:, :, 2:] - grey[:, :, :-2]
+    strength = np.hypot(down, right)
+    angle = np.arctan2(down, right) % np.pi / np.pi * BINS
+    count, rows, columns = len(grey), *(side // CELL for side in grey.shape[1:])
+    cells = np.empty((count, rows, columns, BINS), "float32")
+    for b in range(BINS):
+        distance = np.abs(angle - b)
+        near = np.maximum(0, 1 - np.minimum(distance, BINS - distance))
+        edges = (strength * near).reshape(count, rows, CELL, columns, CELL)
+        cells[..., b] = edges.sum((2, 4))
+    energy = (cells**2).sum(-1)
+    padded = np.pad(energy, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    around = sum(
+        padded[:, i : i + rows, j : j + columns]
+        for i in range(3)
+        for j in range(3)
+    )
+    floor = 0.05 * around.mean((1, 2), keepdims=True) + 1e-3
+    return (cells / np.sqrt(around + floor)[..., None]).reshape(count, -1)
 
 
-def soft_labels(features, labels):
-    """Class probabilities, out of fold: no image teaches itself."""
-    logits = np.empty((len(features), CLASSES), "float32")
-    fold = np.random.default_rng(0).integers(0, 5, len(features))
-    for k in range(5):
-        means = [
-            features[(labels == c) & (fold != k)].mean(0)
-            for c in range(CLASSES)
-        ]
-        means = np.stack(means)
-        logits[fold == k] = features[fold == k] @ means.T - 0.5 * (
-            means**2
-        ).sum(1)
-    accuracy = (logits.argmax(1) == labels).mean()
-    print(f"teacher: out-of-fold accuracy {accuracy:.3f}", flush=True)
-    logits -= logits.max(1, keepdims=True)
+def whitening(kinds, labels, width, ridge=0.3):
+    """A projection that makes classes compact: linear discriminant analysis.
 
-    def loss(scale):
-        normalizer = np.log(np.exp(scale * logits).sum(1))
-        own = logits[np.arange(len(labels)), labels]
-        return (normalizer - scale * own).mean()
+    Args:
+        kinds: Three float arrays (N, D), features of every kind of picture.
+        labels: Three int arrays, their classes.
+        width: int, dimensions to keep.
+        ridge: float, added to the variances, relative to their mean.
 
-    soft = np.exp(min(np.geomspace(0.02, 2, 20), key=loss) * logits)
-    return soft / soft.sum(1, keepdims=True)
+    Returns:
+        Function from features (N, D) and kinds (N,) to unit vectors (N,
+        width). Each kind has its own center: what all drawings share would be
+        half of each target, and says nothing of classes.
+    """
+    centers = np.stack([x.mean(0) for x in kinds])
+    within, total = 0.0, 0.0
+    # Drawings of photographs count half: their classes are hard to see.
+    for share, x, y in zip((1.0, 0.5, 1.0), kinds, labels, strict=True):
+        total += share * np.cov(x.T, bias=True)
+        x = x.copy()
+        for c in np.unique(y):
+            x[y == c] -= x[y == c].mean(0)
+        within += share * x.T @ x / len(x)
+    values, vectors = np.linalg.eigh(within)
+    white = vectors / np.sqrt(values + ridge * values.mean())
+    axes = np.linalg.eigh(white.T @ total @ white)[1][:, ::-1][:, :width]
+    projection = (white @ axes).astype("float32")
+    return lambda x, kind: unit((x - centers[kind]) @ projection)
+
+
+def feature_targets(teacher, pictures, labels):
+    """The function that `Batches` asks for features.
+
+    Args:
+        teacher: Three arrays (N, 384), the teacher's features.
+        pictures: Three uint8 arrays (N, 64, 64[, 3]).
+        labels: int array, the classes of photographs.
+    """
+    kinds = labels, labels, np.repeat(np.arange(CHARACTERS), RENDERINGS)
+    teacher = [x.astype("float32") for x in teacher]
+    look = whitening(teacher, kinds, TEACHER_WIDTH)
+    teacher = [look(x, kind) for kind, x in enumerate(teacher)]
+
+    def some(array):  # Whole classes of characters, a quarter of each kind.
+        return array[: len(array) // 4]
+
+    order = np.random.default_rng(0).permutation(len(labels))
+    shuffled = np.sort(some(order))
+    shapes = [
+        oriented_gradients(grey / np.float32(255))
+        for grey in (
+            pictures[0][shuffled].mean(-1),
+            pictures[1][shuffled],
+            some(pictures[2]),
+        )
+    ]
+    classes = labels[shuffled], labels[shuffled], some(kinds[2])
+    shape = whitening(shapes, classes, WIDTH - TEACHER_WIDTH)
+
+    def target(kinds, index, grey):
+        look = np.stack(
+            [teacher[k][i] for k, i in zip(kinds, index, strict=True)]
+        )
+        lines = shape(oriented_gradients(grey), kinds)
+        return np.concatenate([look, SHAPE_WEIGHT * lines], axis=1)
+
+    return target
 
 
 def make_batches(arguments):
     out = arguments.out
     source = PackSource(arguments.data / "pretrain_tiny_imagenet.npz", SIZE)
     photographs = cached(out / "photographs.npy", lambda: source.images)
-    drawings = cached(out / "drawings.npy", lambda: draw_all(photographs))
-    characters = cached(out / "characters.npy", draw_characters)
-    teacher = None
+    pictures = {
+        "photographs": photographs,
+        "drawings": cached(out / "drawings.npy", lambda: draw_all(photographs)),
+        "characters": cached(out / "characters.npy", draw_characters),
+    }
+    target = None
     if arguments.recipe == "distill":
-        features = [
+        teacher = [
             cached(
                 out / f"teacher_{name}.npy",
-                lambda: teacher_features(arguments.weights, images),
+                functools.partial(teacher_features, arguments.weights, images),
             )
-            for name, images in (
-                ("photographs", photographs),
-                ("drawings", drawings),
-            )
+            for name, images in pictures.items()
         ]
-        teacher = targets_of(*features, source.labels)
+        target = feature_targets(
+            teacher, list(pictures.values()), source.labels
+        )
     return Batches(
-        photographs,
-        drawings,
-        characters,
+        list(pictures.values()),
         source.labels,
-        teacher,
+        target,
         arguments.batch_size,
         arguments.seed,
     )
@@ -402,20 +452,16 @@ def train(arguments):
         schedule, weight_decay=0.05, global_clipnorm=1.0
     )
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    cross_entropy = keras.losses.CategoricalCrossentropy(from_logits=True)
-    same = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    losses = {"logits": cross_entropy, "characters": same}
-    shares = {"logits": 1.0, "characters": 1.0}
-    if dataset.teacher is not None:
-        losses.update(soft=soft_loss, features=feature_loss)
-        shares = {
-            "logits": 0.1, "soft": 0.1, "features": 1.0, "characters": 0.3,
-        }  # fmt: skip
+    losses = {"logits": keras.losses.CategoricalCrossentropy(from_logits=True)}
+    shares = {"logits": 1.0}
+    if dataset.target is not None:
+        losses["features"] = feature_loss
+        shares = {"logits": 0.1, "features": 1.0}
     model.compile(
         optimizer,
         losses,
         loss_weights=shares,
-        weighted_metrics={"logits": ["accuracy"], "characters": ["accuracy"]},
+        weighted_metrics={"logits": ["accuracy"]},
     )
     dropout = next(x for x in model.layers if isinstance(x, TokenDropout))
 

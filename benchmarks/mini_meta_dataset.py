@@ -332,6 +332,24 @@ def adapted(methods, adapters):
     return pairs
 
 
+def questions(methods):
+    """Pairs that are compared: those that differ by one thing.
+
+    SMAT with every other learner under the same adapter, and every adapter
+    with none. The other learners among themselves are no question of ours.
+    """
+    parts = {name: tuple(name.split(" + ")) for name in methods}
+    smat = TITLES[SMAT]
+    pairs = []
+    for name, (learner, *adapter) in parts.items():
+        if adapter:
+            pairs.append((name, learner))
+        same = " + ".join([smat, *adapter])
+        if learner != smat and same in parts:
+            pairs.append((same, name))
+    return pairs
+
+
 def write_results(path, header, report):
     """Writes the report as `.json`, `.html` and `.md`, stamped."""
     for suffix in (".json", ".html", ".md"):
@@ -412,6 +430,7 @@ def main():
                 count,
                 folder=out / f"{stem}.parts",
                 processes=arguments.processes,
+                pairs=questions(pairs),
             )
             write_results(out / stem, header, report)
 

@@ -7,6 +7,7 @@ import keras
 from keras_smat import benchmark_cells
 from keras_smat import evaluation
 from keras_smat.benchmark_report import BenchmarkReport
+from keras_smat.benchmark_report import checked_pairs
 from keras_smat.report import FewShotReport
 from keras_smat.report import FewShotResult
 
@@ -19,6 +20,7 @@ def evaluate_benchmark(
     folder=None,
     processes=1,
     verbose="auto",
+    pairs=None,
 ):
     """Compares learners and adapters, pair by pair, on replayed episodes.
 
@@ -44,6 +46,9 @@ def evaluate_benchmark(
             threads (`OMP_NUM_THREADS`). Defaults to `1`, this process.
         verbose: `"auto"`, 0, 1 or 2: one progress bar over all pairs of
             method and set. `"auto"` becomes 1. Defaults to `"auto"`.
+        pairs: list of pairs of names of methods, those that the report
+            compares. Defaults to `None`: every method with all that were
+            listed before it. The fewer there are, the milder the correction.
 
     Returns:
         `BenchmarkReport`.
@@ -90,6 +95,7 @@ def evaluate_benchmark(
             "Expected `verbose` as 'auto', 0, 1 or 2. "
             f"Received: verbose={verbose!r}"
         )
+    pairs = checked_pairs(pairs, methods)
     protocols = {
         name: evaluation.describe(learner, episodes, num_episodes, adapter)
         for name, (learner, adapter) in methods.items()
@@ -109,7 +115,7 @@ def evaluate_benchmark(
         cells.keep(cell, outcome)
         if verbose:
             bar.add(1)
-    report = _report(methods, protocols, cells.outcomes, in_domain)
+    report = _report(methods, protocols, cells.outcomes, in_domain, pairs)
     if folder is not None:
         report.save(folder / "benchmark.json")
     return report
@@ -148,7 +154,7 @@ def _checked(methods, episodes, in_domain, num_episodes, processes):
     return pairs
 
 
-def _report(methods, protocols, outcomes, in_domain):
+def _report(methods, protocols, outcomes, in_domain, pairs):
     reports, calibration, parameters, costs = {}, {}, {}, {}
     for name, (learner, _) in methods.items():
         sets = {s: o for (m, s), o in outcomes.items() if m == name}
@@ -167,4 +173,4 @@ def _report(methods, protocols, outcomes, in_domain):
         count = getattr(learner, "parameter_counts", None)
         if count is not None:
             parameters[name] = count()
-    return BenchmarkReport(reports, calibration, parameters, costs)
+    return BenchmarkReport(reports, calibration, parameters, costs, pairs)

@@ -154,7 +154,7 @@ def _add_comparisons(built, report):
     built.section("Paired differences")
     built.paragraph(TESTS)
     shown = report.comparisons()
-    if len(shown) <= 12:
+    if len(shown) <= 40:
         built.figure(
             plots.differences(
                 [row["difference"] for row in shown],

@@ -32,6 +32,13 @@ class BenchmarkReport:
         costs: dict from the method's name to a dict from the set's name to
             `{"seconds": median per episode, "peak_gb": peak of the process's
             resident memory}`. Defaults to `None` (unknown).
+        pairs: list of pairs of names of methods, which the report compares.
+            Defaults to `None`: every method with all that were listed before
+            it. The fewer there are, the milder the correction.
+
+    Raises:
+        ValueError: if the methods saw other episodes, or a pair names none
+            of them.
 
     Example:
 
@@ -52,7 +59,9 @@ class BenchmarkReport:
     ```
     """
 
-    def __init__(self, reports, calibration, parameters=None, costs=None):
+    def __init__(
+        self, reports, calibration, parameters=None, costs=None, pairs=None
+    ):
         self.reports = dict(reports)
         self.calibration = dict(calibration)
         self.parameters = dict(parameters or {})
@@ -60,6 +69,7 @@ class BenchmarkReport:
         first, *others = self.reports.values()
         for other in others:
             first.difference(other)  # Raises where episodes differ.
+        self.pairs = checked_pairs(pairs, self.reports)
 
     @property
     def sets(self):
@@ -85,9 +95,8 @@ class BenchmarkReport:
         """Paired t tests between methods, on the averages over sets.
 
         Args:
-            pairs: list of pairs of names of methods. Defaults to `None`:
-                every method against all that were listed before it. The
-                fewer are asked for, the milder the correction.
+            pairs: list of pairs of names of methods. Defaults to `None`,
+                those of the report.
 
         Returns:
             List of dicts: `first`, `second`, `average` (`"in_domain"`,
@@ -97,12 +106,9 @@ class BenchmarkReport:
             where there is no value.
         """
         if pairs is None:
-            pairs = [
-                (later, earlier)
-                for earlier, later in itertools.combinations(self.reports, 2)
-            ]
+            pairs = self.pairs
         rows = []
-        for first, second in pairs:
+        for first, second in checked_pairs(pairs, self.reports):
             report = self.reports[first].difference(self.reports[second])
             for average, names in _groups(report).items():
                 test = statistics.paired_t_test(
@@ -227,7 +233,9 @@ class BenchmarkReport:
                 parameters[name] = method["parameters"]
         costs = path.with_suffix(".costs.json")
         costs = json.loads(costs.read_text("utf-8")) if costs.exists() else {}
-        return cls(reports, calibration, parameters, costs)
+        compared = [(r["first"], r["second"]) for r in content["comparisons"]]
+        pairs = list(dict.fromkeys(compared))
+        return cls(reports, calibration, parameters, costs, pairs)
 
     def __eq__(self, other):
         if not isinstance(other, BenchmarkReport):
@@ -281,6 +289,21 @@ class BenchmarkReport:
             "sets": first.protocol.get("sets"),
         }
         return _two_levels(content)
+
+
+def checked_pairs(pairs, methods):
+    """Pairs of names as a list of tuples; `None` gives all there are."""
+    if pairs is None:
+        combinations = itertools.combinations(methods, 2)
+        return [(later, earlier) for earlier, later in combinations]
+    pairs = [tuple(pair) for pair in pairs]
+    for pair in pairs:
+        if len(pair) != 2 or len(set(pair) & set(methods)) != 2:
+            raise ValueError(
+                f"Expected pairs of two methods of {list(methods)}. "
+                f"Received: {pair!r}"
+            )
+    return pairs
 
 
 def _two_levels(content):

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import warnings
 
 import keras
 import numpy as np
@@ -248,6 +249,40 @@ def test_comparisons():
     one = made.comparisons([("<b>", "low")])
     assert one[0]["p_value"] == same[0]["p_value"]
     assert one[0]["p_holm"] <= same[0]["p_holm"]
+
+
+def test_only_the_pairs_of_interest(tmp_path):
+    made = made_report()
+    few = BenchmarkReport(
+        made.reports, made.calibration, pairs=[("<b>", "low")]
+    )
+    assert few.comparisons() == made.comparisons([("<b>", "low")])
+    few.save(tmp_path / "report.json")
+    assert BenchmarkReport.load(tmp_path / "report.json").pairs == few.pairs
+    for pair in ("low", "higher"), ("low", "low"), ("low",):
+        with pytest.raises(ValueError, match="Expected pairs of two methods"):
+            BenchmarkReport(made.reports, made.calibration, pairs=[pair])
+    methods = {"x": flat(), "y": flat()}
+    with pytest.raises(ValueError, match=r"Received: \('x', 'z'\)"):
+        evaluate_benchmark(
+            methods, {"a": make_episodes(2)}, None, 2, pairs=[("x", "z")]
+        )
+    found = evaluate_benchmark(
+        methods, {"a": make_episodes(2)}, None, 2, verbose=0, pairs=[("x", "y")]
+    )
+    assert [row["first"] for row in found.comparisons()] == ["x"]
+
+
+def test_many_methods_with_long_names_fit_into_the_figures(tmp_path):
+    base = made_report().reports["low"]
+    names = [f"learner {i} + AnAdapterOfALongName" for i in range(12)]
+    calibration = {n: dict.fromkeys("abc", 0.1) for n in names}
+    many = BenchmarkReport(
+        dict.fromkeys(names, base), calibration, pairs=[names[:2]]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        many.save(tmp_path / "report.html")
 
 
 def test_rows_and_ranks_are_strict_json():

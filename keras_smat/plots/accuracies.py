@@ -1,8 +1,12 @@
 """Figures that compare methods."""
 
+import math
+
 import numpy as np
 
 from keras_smat.plots import style
+
+WIDTH = 6.4  # Inches.
 
 
 def accuracy_bars(accuracy, ci95, sets, learners, groups=None, ax=None):
@@ -27,7 +31,9 @@ def accuracy_bars(accuracy, ci95, sets, learners, groups=None, ax=None):
     count = len(learners)
     rows, headings = _rows(sets, groups)
     pitch = max(0.26, 0.08 * count)  # Inches per row.
-    ax = style.axes(ax, 6.4, 0.8 + pitch * (rows[-1] + 1.2))
+    columns = style.legend_columns(learners, WIDTH)
+    height = 0.6 + 0.2 * math.ceil(count / columns)
+    ax = style.axes(ax, WIDTH, height + pitch * (rows[-1] + 1.2))
     thickness = 0.8 / count
     for i, name in enumerate(learners):
         y = rows - 0.4 + (i + 0.5) * thickness
@@ -47,7 +53,7 @@ def accuracy_bars(accuracy, ci95, sets, learners, groups=None, ax=None):
     style.label(ax, "accuracy in %")
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
-    style.legend(ax, min(count, 4))
+    style.legend(ax, columns)
     return style.grid(ax, "x")
 
 
@@ -66,7 +72,7 @@ def differences(difference, ci95, names, ax=None):
     points, half = 100 * np.asarray(difference), 100 * np.asarray(ci95)
     style.check_shape("difference", points, (len(names),))
     style.check_shape("ci95", half, points.shape)
-    ax = style.axes(ax, 6.4, 0.7 + 0.3 * len(names))
+    ax = style.axes(ax, WIDTH, 0.7 + 0.3 * len(names))
     ax.axvline(0, color=style.INK, linewidth=1)
     for y, (point, width) in enumerate(zip(points, half)):
         clear = abs(point) > width
@@ -104,7 +110,9 @@ def id_against_ood(inside, outside, inside_ci95, outside_ci95, names, ax=None):
     values = [100 * np.asarray(v, "float64") for v in values]
     for name, value in zip(("inside", "outside"), values):
         style.check_shape(name, value, (len(names),))
-    ax = style.axes(ax, 6.4, 3.8)
+    columns = style.legend_columns(names, WIDTH)
+    height = 3.2 + 0.2 * math.ceil(len(names) / columns)
+    ax = style.axes(ax, WIDTH, height)
     for i, (name, x, y, dx, dy) in enumerate(zip(names, *values)):
         ax.errorbar(
             x, y, np.nan_to_num(dy), np.nan_to_num(dx), label=name,
@@ -112,7 +120,7 @@ def id_against_ood(inside, outside, inside_ci95, outside_ci95, names, ax=None):
             **style.series(i),
         )  # fmt: skip
     style.label(ax, "in domain, accuracy in %", "out of domain, %")
-    style.legend(ax, 3)
+    style.legend(ax, columns)
     return style.grid(ax, "both")
 
 

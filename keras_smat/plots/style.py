@@ -50,6 +50,12 @@ def grid(ax, axis):
     return ax
 
 
+def legend_columns(names, width):
+    """How many names of methods fit side by side into `width` inches."""
+    each = 0.5 + 0.075 * max(map(len, names))  # Marker and text.
+    return min(len(names), 4, max(1, int(width / each)))
+
+
 def legend(ax, columns):
     ax.legend(
         loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False,

@@ -4,6 +4,7 @@ import math
 
 import keras
 import numpy as np
+from keras.initializers import Zeros
 
 FAMILIES = ("ViTBackbone", "DINOV2Backbone", "DINOV3Backbone", "DeiTBackbone")
 
@@ -59,6 +60,16 @@ def rebuild(source, statistics, image_size=None, num_blocks=None, dtype=None):
     else:
         tokens = _vit_tokens(source, config, grid, x)
     return images, tokens, tokens.shape[1] - grid[0] * grid[1]
+
+
+def zero_start():
+    """A scope for layers whose weights are overwritten as soon as they exist.
+
+    Random values would cost JAX seconds, since it compiles them shape by
+    shape.
+    """
+    zeros = dict.fromkeys(["glorot_uniform", "random_normal"], Zeros)
+    return keras.saving.custom_object_scope(zeros)
 
 
 def normalized_input(image_shape, statistics):
@@ -254,7 +265,8 @@ def _dinov3_tokens(source, config, x):
 
 def _vit_tokens(source, config, grid, x):
     """ViT and DeiT: the keras-hub backbone as one layer, table resized."""
-    backbone = type(source)(**config)
+    with zero_start():
+        backbone = type(source)(**config)
     (new, new_encoder), (old, old_encoder) = (
         model.layers[-2:] for model in (backbone, source)
     )

@@ -7,6 +7,8 @@ import pathlib
 
 import numpy as np
 
+from keras_smat.vision_transformers import zero_start
+
 WEIGHTS = pathlib.Path(__file__).parent / "weights" / "vit_mini.npz"
 CONFIG = {
     "image_shape": (64, 64, 3),
@@ -28,9 +30,11 @@ def build(pretrained=True):
     """
     import keras_hub
 
-    backbone = keras_hub.models.ViTBackbone(**CONFIG, name="vit_mini")
-    if pretrained:
-        with np.load(WEIGHTS) as arrays:
-            # Half precision on disk: NumPy's order of names is that of files.
-            backbone.set_weights([arrays[n] for n in sorted(arrays.files)])
+    if not pretrained:
+        return keras_hub.models.ViTBackbone(**CONFIG, name="vit_mini")
+    with zero_start():
+        backbone = keras_hub.models.ViTBackbone(**CONFIG, name="vit_mini")
+    with np.load(WEIGHTS) as arrays:
+        # Half precision on disk: NumPy's order of names is that of files.
+        backbone.set_weights([arrays[n] for n in sorted(arrays.files)])
     return backbone

@@ -32,14 +32,16 @@ def evaluate_benchmark(
 
     Args:
         methods: dict from the method's name to a `MetaLearner`, or to a pair
-            `(learner, adapter)`; see `evaluate_few_shot` for adapters.
+            `(learner, adapter)`; see `evaluate_few_shot` for adapters, of
+            which there may be one for each set.
         episodes: dict from the set's name to a `data.Episodes`.
         in_domain: list of names of sets, as in `evaluate_few_shot`. Defaults
             to `None` (unknown).
         num_episodes: int, episodes of each set. Defaults to `600`.
         folder: str or path, made when it does not exist: where finished
-            sets, `benchmark.json` and `benchmark.costs.json` go. Defaults to
-            `None`: nothing is kept.
+            sets, `benchmark.json` and `benchmark.costs.json` go. An adapter
+            that is a plain function is known there by its name alone.
+            Defaults to `None`: nothing is kept.
         processes: int. More than 1 spread methods and sets over new
             processes, which take seconds to start, need a script guarded by
             `if __name__ == "__main__":` and hold a learner each. Limit their
@@ -90,6 +92,7 @@ def evaluate_benchmark(
     Reference: Triantafillou et al., "Meta-Dataset", ICLR 2020.
     """
     methods = _checked(methods, episodes, in_domain, num_episodes, processes)
+    _check_adapters(methods, episodes, folder, processes)
     if verbose not in ("auto", 0, 1, 2):
         raise ValueError(
             "Expected `verbose` as 'auto', 0, 1 or 2. "
@@ -154,6 +157,21 @@ def _checked(methods, episodes, in_domain, num_episodes, processes):
     return pairs
 
 
+def _check_adapters(methods, episodes, folder, processes):
+    """Adapters that a folder or another process can tell from others."""
+    for name, (_, adapter) in methods.items():
+        for dataset in episodes:
+            each = evaluation.adapter_of(adapter, dataset)
+            anonymous = "<" in getattr(each, "__qualname__", "")
+            if anonymous and (folder is not None or processes > 1):
+                raise ValueError(
+                    "Expected adapters with a name of their own, functions of "
+                    "a module or `Adapter`s, for results that are kept or "
+                    "made in other processes. "
+                    f"Received: {each.__qualname__!r} as that of {name!r}"
+                )
+
+
 def _report(methods, protocols, outcomes, in_domain, pairs):
     reports, calibration, parameters, costs = {}, {}, {}, {}
     for name, (learner, _) in methods.items():
@@ -169,8 +187,6 @@ def _report(methods, protocols, outcomes, in_domain, pairs):
             s: {k: outcome[k] for k in ("seconds", "peak_gb")}
             for s, outcome in sets.items()
         }
-        # By the rule of SMAT, appendix C.3, where the learner knows it.
-        count = getattr(learner, "parameter_counts", None)
-        if count is not None:
-            parameters[name] = count()
+        # By the rule of SMAT, appendix C.3.
+        parameters[name] = learner.parameter_counts()
     return BenchmarkReport(reports, calibration, parameters, costs, pairs)

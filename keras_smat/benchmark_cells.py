@@ -43,7 +43,9 @@ class Cells:
         outcome = {"key": self.keys[cell], **outcome}
         self.outcomes[cell] = outcome
         if self.folder is not None:
-            write_text(self._path(cell), json.dumps(outcome) + "\n")
+            write_text(
+                self._path(cell), json.dumps(outcome, allow_nan=False) + "\n"
+            )
 
     def _path(self, cell):
         words = [re.sub(r"[^\w.+-]+", "_", word)[:40] for word in cell]
@@ -60,27 +62,51 @@ class Cells:
             )
 
 
+# Parts of a configuration that hold names which count up within a process.
+_NAMES = ("name", "inbound_nodes", "input_layers", "output_layers")
+
+
 def keys(methods, protocols):
     """A digest per pair of method and set of all that decides its outcome."""
     keys = {}
-    for name, (learner, _) in methods.items():
+    for name, (learner, adapter) in methods.items():
         protocol = dict(protocols[name])
         sets = protocol.pop("sets")
-        protocol.pop("episodes_sha256")
-        config = learner.get_config()
-        # Both hold names that count up within a process.
-        config = {
-            k: v for k, v in config.items() if k not in ("backbone", "name")
-        }
-        stamp = evaluation.plain([protocol, config])
-        digest = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode())
+        for part in ("episodes_sha256", "adapter", "backbone"):
+            protocol.pop(part)
+        config = _without_names(evaluation.plain(learner.get_config()))
+        digest = hashlib.sha256(_bytes([protocol, config]))
         for weight in learner.get_weights():
+            digest.update(_bytes([weight.shape, str(weight.dtype)]))
             digest.update(np.ascontiguousarray(weight).tobytes())
         for dataset, settings in sets.items():
             own = digest.copy()
-            own.update(json.dumps(settings, sort_keys=True).encode())
+            own.update(_bytes([settings, _identity(adapter, dataset)]))
             keys[name, dataset] = own.hexdigest()[:16]
     return keys
+
+
+def _identity(adapter, dataset):
+    adapter = evaluation.adapter_of(adapter, dataset)
+    if adapter is None:
+        return None
+    kind = adapter if hasattr(adapter, "__qualname__") else type(adapter)
+    protocol = evaluation.adapter_protocol(adapter)
+    return [kind.__module__, kind.__qualname__, protocol]
+
+
+def _without_names(config):
+    if isinstance(config, dict):
+        return {
+            k: _without_names(v) for k, v in config.items() if k not in _NAMES
+        }
+    if isinstance(config, list):
+        return [_without_names(v) for v in config]
+    return config
+
+
+def _bytes(value):
+    return json.dumps(evaluation.plain(value), sort_keys=True).encode()
 
 
 def outcomes(todo, methods, episodes, num_episodes, processes):
@@ -88,6 +114,7 @@ def outcomes(todo, methods, episodes, num_episodes, processes):
     if processes == 1 or len(todo) < 2:
         for name, dataset in todo:
             learner, adapter = methods[name]
+            adapter = evaluation.adapter_of(adapter, dataset)
             yield (
                 (name, dataset),
                 _measure(learner, adapter, episodes[dataset], num_episodes),
@@ -113,7 +140,7 @@ def outcomes(todo, methods, episodes, num_episodes, processes):
                 future = pool.submit(
                     _measure_saved,
                     paths[id(learner)],
-                    adapter,
+                    evaluation.adapter_of(adapter, dataset),
                     episodes[dataset],
                     num_episodes,
                 )
@@ -171,7 +198,10 @@ def _run(learner, episode, adapter):
     start = time.perf_counter()
     logits, labels = evaluation.predict_episode(learner, episode, adapter)
     seconds = time.perf_counter() - start
-    accuracy = float(np.mean(logits.argmax(axis=-1) == labels))
+    accuracy = float(np.mean(evaluation.right(logits, labels)))
+    # What diverged says nothing about any class.
+    finite = np.isfinite(logits).all(axis=-1, keepdims=True)
+    logits = np.where(finite, logits, 0.0)
     exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
     probabilities = exponentials / exponentials.sum(axis=-1, keepdims=True)
     return accuracy, probabilities, labels, seconds

@@ -21,7 +21,8 @@ COLUMNS = (
     "ECE: expected calibration error of the class probabilities in points, "
     "mean over the sets. Parameters: what it takes to store the learner, a "
     "sparse expert at two numbers per non-zero entry. Seconds: median per "
-    "episode, mean over the sets. GB: peak resident memory of the process."
+    "episode, mean over the sets. GB: peak resident memory of the process, "
+    "with all learners that it holds."
 )
 TESTS = (
     "Differences in points of accuracy on the same episodes, every set "
@@ -106,6 +107,9 @@ def _summary(report):
         "parameters": lambda row: _number(row["parameters"], "{:,.0f}"),
         "seconds": lambda row: _number(row["seconds"], "{:.3g}"),
         "GB": lambda row: _number(row["peak_gb"], "{:.2f}"),
+        "settings chosen on": lambda row: _chosen_on(
+            report.reports[row["method"]].protocol
+        ),
     }
     rows = [
         [cell(row) for cell in columns.values()] for row in report.summary()
@@ -115,6 +119,25 @@ def _summary(report):
         [name for name, keep in zip(columns, used) if keep],
         [[c for c, keep in zip(row, used) if keep] for row in rows],
     )
+
+
+def _chosen_on(protocol):
+    """What the settings of a method's adapter were chosen on, if chosen."""
+    adapter = protocol.get("adapter") or {}
+    sets = protocol.get("sets") or {}
+    evaluated = [
+        {k: v for k, v in s.items() if k != "epoch"} for s in sets.values()
+    ]
+    reads = []
+    for each in adapter.get("sets", {None: adapter}).values():
+        selection = ((each or {}).get("config") or {}).get("selection")
+        if not selection:
+            continue
+        if selection.get("episodes") in evaluated:
+            reads.append("the EVALUATED episodes: the accuracy is optimistic")
+        else:
+            reads.append(selection["reads"])
+    return "; ".join(dict.fromkeys(reads)) or None
 
 
 def _comparisons(report):

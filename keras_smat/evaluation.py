@@ -28,10 +28,11 @@ def evaluate_few_shot(
     """Measures few-shot accuracy on one or several sets of episodes.
 
     The accuracy of an episode is the share of its queries whose largest logit
-    is that of their class; padding never counts. The accuracy of a set is the
-    mean over its episodes, its 95 % confidence interval 1.96 standard errors.
-    Episodes with the same seed are the same for every learner, so that the
-    `per_episode` accuracies of two learners can be compared pair by pair.
+    is that of their class; padding never counts, and a query whose logits are
+    not finite is wrong. The accuracy of a set is the mean over its episodes,
+    its 95 % confidence interval 1.96 standard errors. Episodes with the same
+    seed are the same for every learner, so that the `per_episode` accuracies
+    of two learners can be compared pair by pair.
 
     Args:
         learner: `MetaLearner`; it need not be compiled.
@@ -43,8 +44,9 @@ def evaluate_few_shot(
         num_episodes: int, episodes of each set, from its first on. Defaults
             to `600`.
         adapter: callable `(learner, x, weights) -> weights` that refines the
-            weights of a task; `x` holds the support alone. Defaults to
-            `None`.
+            weights of a task; `x` holds the support alone. Or a dict from
+            names of sets to such callables or `None`, where settings were
+            chosen per data set. Defaults to `None`.
         verbose: `"auto"`, 0, 1 or 2: progress bars, one per set. `"auto"`
             becomes 1. Defaults to `"auto"`.
 
@@ -53,8 +55,8 @@ def evaluate_few_shot(
 
     Raises:
         ValueError: before any episode runs, if a set is too short, has more
-            classes or another image size than the learner takes, or an
-            argument is not understood.
+            classes or another image size than the learner takes, an adapter
+            does not fit the learner, or an argument is not understood.
 
     Example:
 
@@ -98,9 +100,10 @@ def evaluate_few_shot(
             num_episodes, verbose=1 if verbose == "auto" else int(verbose)
         )
         accuracies = np.empty(num_episodes)
+        refine = adapter_of(adapter, name)
         for i in range(num_episodes):
-            logits, labels = predict_episode(learner, dataset[i], adapter)
-            accuracies[i] = np.mean(logits.argmax(axis=-1) == labels)
+            logits, labels = predict_episode(learner, dataset[i], refine)
+            accuracies[i] = np.mean(right(logits, labels))
             if verbose:
                 bar.add(1, values=[(name, accuracies[i])])
         results[name] = FewShotResult(accuracies)
@@ -124,16 +127,21 @@ def predict_episode(learner, episode, adapter=None):
     return logits[real], labels[real]
 
 
+def right(logits, labels):
+    """Which queries are classified rightly: bool array (Q,).
+
+    Those of weights that diverged are not, whatever class `argmax` finds in
+    rows of NaN.
+    """
+    finite = np.isfinite(logits).all(axis=-1)
+    return finite & (logits.argmax(axis=-1) == labels)
+
+
 def check_arguments(learner, episodes, in_domain, num_episodes, adapter):
     if not isinstance(learner, MetaLearner):
         raise ValueError(
             "Expected `learner` as a `keras_smat.MetaLearner`. "
             f"Received: learner={learner!r}"
-        )
-    if adapter is not None and not callable(adapter):
-        raise ValueError(
-            "Expected `adapter` as a callable (learner, x, weights) -> "
-            f"weights. Received: adapter={adapter!r}"
         )
     whole = isinstance(num_episodes, int | np.integer)
     if not whole or isinstance(num_episodes, bool) or num_episodes < 1:
@@ -158,12 +166,35 @@ def check_arguments(learner, episodes, in_domain, num_episodes, adapter):
                 f"num_episodes={num_episodes}"
             )
         training_data.check(learner, dataset, name)
+    _check_adapter(learner, episodes, adapter)
     listed = in_domain is None or isinstance(in_domain, list | tuple | set)
     if not listed or not set(in_domain or ()) <= set(episodes):
         raise ValueError(
             "Expected `in_domain` as a list of names of the sets "
             f"{list(episodes)}. Received: in_domain={in_domain!r}"
         )
+
+
+def _check_adapter(learner, episodes, adapter):
+    if isinstance(adapter, dict) and set(adapter) != set(episodes):
+        raise ValueError(
+            f"Expected an adapter or `None` for each of {list(episodes)}. "
+            f"Received: adapter={adapter!r}"
+        )
+    for name in episodes:
+        each = adapter_of(adapter, name)
+        if each is not None and not callable(each):
+            raise ValueError(
+                "Expected `adapter` as a callable (learner, x, weights) -> "
+                f"weights. Received: adapter={each!r}"
+            )
+        if hasattr(each, "check"):
+            each.check(learner)
+
+
+def adapter_of(adapter, name):
+    """The adapter of one set."""
+    return adapter[name] if isinstance(adapter, dict) else adapter
 
 
 def _in_domain(episodes):
@@ -186,7 +217,7 @@ def describe(learner, episodes, num_episodes, adapter):
     return plain(
         {
             "learner": type(learner).__name__,
-            "adapter": _adapter_protocol(adapter),
+            "adapter": adapter_protocol(adapter),
             "backbone": learner.backbone.name,
             "image_size": learner.image_size,
             "precision": learner.dtype_policy.name,
@@ -205,9 +236,13 @@ def describe(learner, episodes, num_episodes, adapter):
     )
 
 
-def _adapter_protocol(adapter):
+def adapter_protocol(adapter):
     if adapter is None:
         return None
+    if isinstance(adapter, dict):
+        sets = {name: adapter_protocol(each) for name, each in adapter.items()}
+        names = dict.fromkeys(each["name"] for each in sets.values() if each)
+        return {"name": " / ".join(names), "sets": sets}
     protocol = {"name": getattr(adapter, "__name__", type(adapter).__name__)}
     if hasattr(adapter, "get_config"):
         protocol["config"] = adapter.get_config()

@@ -5,9 +5,12 @@ import itertools
 import numpy as np
 
 from keras_smat.adapters.gradient import GradientAdapter
+from keras_smat.adapters.gradient import check_count
 from keras_smat.adapters.held_out import HeldOutSelection
+from keras_smat.data import Episodes
 from keras_smat.evaluation import evaluate_few_shot
 from keras_smat.layers.checks import check_choice
+from keras_smat.layers.checks import check_positive
 
 HPO = ("validation", "support", "pmf")
 GRIDS = {
@@ -95,8 +98,13 @@ def select_adapter(
             "Expected `episodes` for hpo='validation' and hpo='pmf', and none "
             f"for hpo='support'. Received: hpo={hpo!r}, episodes={episodes!r}"
         )
+    if episodes is not None and not isinstance(episodes, Episodes):
+        raise ValueError(
+            "Expected `episodes` as one `data.Episodes`: call once per data "
+            f"set. Received: episodes={episodes!r}"
+        )
     rates = _rates(learning_rates, adapter)
-    steps = [adapter.steps] if steps is None else sorted(steps)
+    steps = _steps(steps, adapter)
     selection = {
         "hpo": hpo,
         "reads": _READS[hpo],
@@ -113,7 +121,9 @@ def select_adapter(
     if hpo == "support":
         candidates = [c if c.learning_rate else None for c in candidates]
         return HeldOutSelection(candidates, folds, selection)
-    count = min(num_episodes or _EPISODES[hpo], len(episodes))
+    if num_episodes is None:
+        num_episodes = _EPISODES[hpo]
+    count = min(check_positive("num_episodes", num_episodes), len(episodes))
     accuracies = [
         _accuracy(learner, candidate, episodes, count)
         for candidate in candidates
@@ -136,6 +146,16 @@ def _accuracy(learner, adapter, episodes, count):
         verbose=0,
     )
     return report.results["episodes"].accuracy
+
+
+def _steps(steps, adapter):
+    if steps is None:
+        return [adapter.steps]
+    if isinstance(steps, int) or not list(steps):
+        raise ValueError(
+            f"Expected `steps` as a list of integers. Received: steps={steps!r}"
+        )
+    return sorted(check_count("steps", count) for count in steps)
 
 
 def _rates(learning_rates, adapter):

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 from test_html_page import assert_self_contained
+from tools import dense_backbone
 from tools import make_episodes
 from tools import make_smat
 from tools import make_source
@@ -94,14 +95,103 @@ def test_random_learners_do_not_depend_on_what_ran_before():
     assert run("b")["b"] == both["b"] and run("ba") == both
 
 
-def test_parameters_where_the_learner_counts_them(monkeypatch):
-    monkeypatch.setattr(
-        ProtoNet, "parameter_counts", lambda self: {"total": 7}, raising=False
-    )
+def test_parameters():
+    methods = {"smat": make_smat(), "flat": flat()}
     report = evaluate_benchmark(
-        tiny_methods(), tiny_sets(1), num_episodes=1, verbose=0
+        methods, {"a": make_episodes(1)}, num_episodes=1, verbose=0
     )
-    assert [row["parameters"] for row in report.summary()] == [7, 7]
+    smat, nothing = (row["parameters"] for row in report.summary())
+    assert smat == methods["smat"].parameter_counts()["total"] > 0
+    assert nothing == 0
+
+
+def diverged(learner, x, weights):
+    return [np.nan * w for w in weights]
+
+
+def test_a_method_that_diverged_is_wrong_and_spoils_nothing(tmp_path):
+    learner = ProtoNet(dense_backbone(), max_way=5)
+    sets = {"a": make_episodes(2)}
+    methods = {"ok": learner, "nan": (learner, diverged)}
+    report = evaluate_benchmark(
+        methods, sets, None, 2, tmp_path / "kept", verbose=0
+    )
+    accuracy = {n: r.results["a"].accuracy for n, r in report.reports.items()}
+    assert accuracy["ok"] > 0 and accuracy["nan"] == 0
+    assert (tmp_path / "kept" / "benchmark.json").exists()
+    single = evaluate_few_shot(learner, sets, None, 2, diverged, verbose=0)
+    assert single.results["a"].accuracy == 0
+
+
+def test_an_adapter_for_each_set(tmp_path):
+    learner = ProtoNet(dense_backbone(), max_way=5)
+    sets = {"a": make_episodes(2), "b": make_episodes(2, seed=2)}
+    each = {"a": negate, "b": None}
+    report = evaluate_benchmark(
+        {"each": (learner, each), "all": (learner, negate), "plain": learner},
+        sets, None, 2, tmp_path, verbose=0,
+    )  # fmt: skip
+    rows = {
+        name: [r.per_episode.tolist() for r in single.results.values()]
+        for name, single in report.reports.items()
+    }
+    assert rows["each"] == [rows["all"][0], rows["plain"][1]]
+    assert report.rows()[0]["adapter"] == "negate"
+    with pytest.raises(ValueError, match=r"for each of \['a', 'b'\]"):
+        evaluate_few_shot(learner, sets, None, 2, {"a": negate}, verbose=0)
+
+
+def test_misfits_are_refused_before_any_episode(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "predict_episode", None)
+    sets = {"a": make_episodes(2)}
+    search = keras_smat.ExpertSearch()
+    with pytest.raises(ValueError, match="needs a learner with experts"):
+        evaluate_benchmark({"x": flat(), "y": (flat(), search)}, sets, None, 2)
+    with pytest.raises(ValueError, match="a name of their own"):
+        evaluate_benchmark(
+            {"x": (flat(), lambda learner, x, weights: weights)},
+            sets, None, 2, tmp_path / "kept",
+        )  # fmt: skip
+    assert not (tmp_path / "kept").exists()
+
+
+def test_a_folder_tells_backbones_without_weights_apart(tmp_path):
+    sets = {"a": make_episodes(2)}
+
+    def run(scale):
+        layers = [
+            keras.Input((8, 8, 3)),
+            keras.layers.Rescaling(scale, offset=-1.0),
+            keras.layers.Flatten(),
+        ]
+        learner = ProtoNet(keras.Sequential(layers), max_way=5)
+        evaluate_benchmark({"x": learner}, sets, None, 2, tmp_path, verbose=0)
+
+    run(1 / 128)
+    run(1 / 128)
+    with pytest.raises(ValueError, match="another learner, adapter"):
+        run(1 / 255)
+
+
+def test_reports_say_on_what_settings_were_chosen(tmp_path):
+    learner = ProtoNet(dense_backbone(), max_way=5)
+    validation, test = make_episodes(2, seed=7), make_episodes(2)
+
+    def text(episodes, hpo):
+        adapter = keras_smat.select_adapter(
+            learner, keras_smat.FullFineTune(steps=1), episodes, hpo,
+            learning_rates=[0.0, 1e-3], num_episodes=1,
+        )  # fmt: skip
+        report = evaluate_benchmark(
+            {"plain": learner, "tuned": (learner, adapter)},
+            {"a": test}, None, 2, verbose=0,
+        )  # fmt: skip
+        report.save(tmp_path / "report.md")
+        return (tmp_path / "report.md").read_text("utf-8")
+
+    assert "| labelled validation episodes |" in text(validation, "validation")
+    assert "| labelled TEST episodes" in text(validation, "pmf")
+    assert "| the EVALUATED episodes" in text(test, "validation")
 
 
 def test_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):

@@ -189,6 +189,10 @@ def test_errors():
         ((keras_smat.ExpertSearch(), episodes), {}, "learning rate"),
         ((full, episodes), {"learning_rates": "best"}, "'best'"),
         ((full, episodes), {"learning_rates": [-1.0]}, "numbers >= 0"),
+        ((full, {"a": episodes}), {}, "once per data set"),
+        ((full, episodes), {"steps": 5}, "list of integers"),
+        ((full, episodes), {"steps": []}, "list of integers"),
+        ((full, episodes), {"num_episodes": 0}, "num_episodes=0"),
     ]
     for arguments, settings, match in cases:
         with pytest.raises(ValueError, match=match):

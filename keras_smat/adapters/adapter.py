@@ -5,12 +5,13 @@ class Adapter:
     """Base of test-time adaptation: refines the weights of one task.
 
     An adapter is pure: it sees the support alone, changes neither the learner
-    nor itself, and gives the same weights for the same input. It serves
+    nor itself, and gives the same weights for the same input (unless the
+    learner draws at test time: SMAT with `eval_scores="sample"`). It serves
     `evaluate_few_shot(adapter=)`, `build_classifier(adapter=)` and
     `export_backbone(adapter=)`.
 
-    A subclass writes `__call__`, and keeps each constructor argument under
-    its own name.
+    A subclass writes `__call__`, may refuse learners in `check`, and keeps
+    each constructor argument under its own name.
 
     Args:
         selection: dict, how `select_adapter` chose the settings; reports show
@@ -50,6 +51,9 @@ class Adapter:
             f"{type(self).__name__} must implement "
             "`__call__(learner, x, weights)`."
         )
+
+    def check(self, learner):
+        """Raises a `ValueError` for learners that the adapter does not fit."""
 
     def get_config(self):
         """Returns the constructor's arguments as a dict."""

@@ -42,14 +42,17 @@ class ExpertSearch(Adapter):
 
     The masks are evaluated once per task and kept, M times the memory of the
     weights that have experts; a candidate then costs a sum and one forward
-    pass of the support. No pattern is evaluated twice.
+    pass of the support. No pattern is evaluated twice. A flip waits for what
+    became of the last one; the patterns of an exhaustive search are queued
+    without waiting, which keeps an accelerator busy.
 
     Args:
         rounds: int, R; 0 rounds the hypernetwork's scores. Defaults to `2`.
         acceptance: float in [0, 1]. Defaults to `1.0` (greedy).
         loss: `"leave_one_out"`: the cross-entropy of each support image
             against prototypes for which it did not vote (images of classes
-            with one image do not count, unless all are such);
+            with one image do not count; if all are such, it is the other
+            loss);
             `"resubstitution"`: against the prototypes of all, as in the
             paper, which favours patterns that merely spread the images.
             Defaults to `"leave_one_out"`.
@@ -101,7 +104,7 @@ class ExpertSearch(Adapter):
             (type(self), "merge"),
             learner.experts.merge_updates,
             updates,
-            self.merging_weights(found.pattern, scores),
+            self.merging_weights(found.pattern, scores, learner.rounding),
         )
 
     def search(self, learner, x):
@@ -116,22 +119,26 @@ class ExpertSearch(Adapter):
         """
         return self._search(learner, x)[2]
 
-    def merging_weights(self, pattern, scores):
+    def merging_weights(self, pattern, scores, rounding=0.5):
         """Merging weights (M,) of a pattern.
 
         Args:
             pattern: M bools.
             scores: array of shape (M,), the hypernetwork's.
+            rounding: float, above which score an expert is on: that of the
+                learner. Defaults to `0.5`.
         """
         bits = np.array(pattern, bool)
         if self.relaxed:
-            bits = np.where(bits == _round(scores), scores, 1.0 - scores)
+            bits = np.where(
+                bits == _round(scores, rounding), scores, 1 - scores
+            )
         bits = bits.astype("float32")
         # A single expert keeps its score; no expert has nothing to divide.
         return bits if len(bits) == 1 else bits / max(bits.sum(), 1e-8)
 
     def _search(self, learner, x):
-        self._check(learner)
+        self.check(learner)
         names = ("support_images", "support_labels")
         x = {name: x[name] for name in names}
         key = (type(self), self.loss)
@@ -148,37 +155,43 @@ class ExpertSearch(Adapter):
 
         visited = {}
 
-        def loss_of(pattern):
-            if pattern not in visited:
-                merging_weights = self.merging_weights(pattern, scores)
-                loss = learner.compiled_call(
-                    key, candidate, updates, merging_weights, x
+        def losses_of(patterns):
+            todo = [p for p in dict.fromkeys(patterns) if p not in visited]
+            losses = [
+                learner.compiled_call(
+                    key,
+                    candidate,
+                    updates,
+                    self.merging_weights(pattern, scores, learner.rounding),
+                    x,
                 )
+                for pattern in todo
+            ]
+            for pattern, loss in zip(todo, losses):
                 visited[pattern] = float(ops.convert_to_numpy(loss))
-            return visited[pattern]
+            return [visited[pattern] for pattern in patterns]
 
-        start = tuple(_round(scores).tolist())
-        search = self._try_all if self.exhaustive else self._flip
-        search(start, loss_of)
+        start = tuple(_round(scores, learner.rounding).tolist())
+        if self.exhaustive:
+            every = itertools.product((False, True), repeat=len(start))
+            losses_of([start, *every])
+        else:
+            self._flip(start, losses_of)
         # The first of equals: the start, or what was reached by fewer flips.
         best = min(visited, key=lambda p: (np.isnan(visited[p]), visited[p]))
         return updates, scores, Found(best, visited[best], visited)
 
-    def _flip(self, pattern, loss_of):
+    def _flip(self, pattern, losses_of):
         rng = np.random.default_rng(self.seed)
-        current = loss_of(pattern)
+        (current,) = losses_of([pattern])
         for _ in range(self.rounds):
             for m in range(len(pattern)):
                 flipped = pattern[:m] + (not pattern[m],) + pattern[m + 1 :]
-                lower = loss_of(flipped) < current
+                (loss,) = losses_of([flipped])
+                lower = loss < current
                 chance = self.acceptance if lower else 1.0 - self.acceptance
                 if rng.random() < chance:
-                    pattern, current = flipped, loss_of(flipped)
-
-    def _try_all(self, pattern, loss_of):
-        loss_of(pattern)
-        for other in itertools.product((False, True), repeat=len(pattern)):
-            loss_of(other)
+                    pattern, current = flipped, loss
 
     def _loss(self, learner, updates, merging_weights, x):
         weights = learner.experts.merge_updates(updates, merging_weights)
@@ -196,7 +209,7 @@ class ExpertSearch(Adapter):
             valid = labels >= 0
         return F.cross_entropy(logits, labels, valid)
 
-    def _check(self, learner):
+    def check(self, learner):
         if not hasattr(learner, "experts"):
             raise ValueError(
                 "ExpertSearch needs a learner with experts, such as `SMAT`. "
@@ -211,5 +224,5 @@ class ExpertSearch(Adapter):
             )
 
 
-def _round(scores):
-    return np.asarray(scores) > 0.5
+def _round(scores, rounding):
+    return np.asarray(scores) > rounding

@@ -13,7 +13,8 @@ class FullSMATFineTune(GradientAdapter):
     The whole learner instead of the merged weights: each step merges the
     experts anew, as at test time. The learner itself stays as it is. Needs
     the memory of a training step, `num_experts` times that of
-    `FullFineTune`.
+    `FullFineTune`. Where scores are rounded at test time (`eval_scores="hard"`)
+    no gradient reaches the hypernetwork, which then stays.
 
     Args:
         learning_rate: float, of all parts; 0 leaves the weights as they are.

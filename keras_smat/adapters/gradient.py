@@ -2,6 +2,7 @@
 
 import json
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -76,7 +77,7 @@ class GradientAdapter(Adapter):
         if self.learning_rate == 0.0 or self.steps == 0:
             return list(weights)
         parameters, context = self.start(learner, x, weights)
-        moments = [ops.zeros_like(p) for p in parameters]
+        moments = [ops.zeros(p.shape, _precise(p)) for p in parameters]
         state = (parameters, moments, moments)
         rates = np.array([self.learning_rate, self.weight_decay], "float32")
         images, labels = x["support_images"], x["support_labels"]
@@ -97,9 +98,6 @@ class GradientAdapter(Adapter):
         return learner.compiled_call(
             (*self._key(), "merge"), merge, state[0], context
         )
-
-    def check(self, learner):
-        """Refuses learners that the adapter does not fit."""
 
     def loss(self, learner, parameters, context, images, labels, noise):
         """Cross-entropy of the augmented against the clean support."""
@@ -151,16 +149,27 @@ def adam(weight, gradient, first, second, rate, decay, step):
         step: scalar, 1 for the first step.
 
     Returns:
-        Tuple `(weight, first, second)`.
+        Tuple `(weight, first, second)`. Moments and arithmetic have at least
+        single precision, whatever that of the weight.
 
     Reference: Kingma and Ba, ICLR 2015; Loshchilov and Hutter, ICLR 2019.
     """
-    rate, decay, step = (ops.cast(s, weight.dtype) for s in (rate, decay, step))
+    dtype = weight.dtype
+    weight, gradient, rate, decay, step = (
+        ops.cast(value, first.dtype)
+        for value in (weight, gradient, rate, decay, step)
+    )
     first = BETAS[0] * first + (1.0 - BETAS[0]) * gradient
     second = BETAS[1] * second + (1.0 - BETAS[1]) * ops.square(gradient)
     mean = first / (1.0 - BETAS[0] ** step)
     scale = ops.sqrt(second / (1.0 - BETAS[1] ** step)) + EPSILON
-    return weight - rate * (mean / scale + decay * weight), first, second
+    moved = weight - rate * (mean / scale + decay * weight)
+    return ops.cast(moved, dtype), first, second
+
+
+def _precise(tensor):
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    return dtype if dtype == "float64" else "float32"
 
 
 def check_number(name, value):

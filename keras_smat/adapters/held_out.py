@@ -51,6 +51,12 @@ class HeldOutSelection(Adapter):
         self.candidates = list(candidates)
         self.folds = check_positive("folds", folds)
 
+    def check(self, learner):
+        for candidate in self.candidates:
+            check = getattr(candidate, "check", None)
+            if check is not None:
+                check(learner)
+
     def __call__(self, learner, x, weights):
         best = self.candidates[np.argmax(self.hits(learner, x))]
         return list(weights) if best is None else best(learner, x, weights)
@@ -85,8 +91,10 @@ class HeldOutSelection(Adapter):
             logits = learner.compiled_call(
                 "query_logits", learner.query_logits, adapted, episode
             )
-            answers = ops.convert_to_numpy(logits).argmax(axis=-1)
-            hits.append((answers == labels)[held].sum())
+            logits = ops.convert_to_numpy(logits)[held]
+            right = logits.argmax(axis=-1) == labels[held]
+            # Rows of NaN, where a rate was too high, are hits of class 0.
+            hits.append((right & np.isfinite(logits).all(axis=-1)).sum())
         return np.array(hits)
 
     def get_config(self):
@@ -101,6 +109,8 @@ class HeldOutSelection(Adapter):
         config = dict(config)
         config["candidates"] = [
             keras.saving.deserialize_keras_object(c)
+            if isinstance(c, dict)
+            else c
             for c in config["candidates"]
         ]
         return cls(**config)

@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_smat.adapters.gradient import GradientAdapter
+from keras_smat.adapters.gradient import check_number
 from keras_smat.experts import matches
 from keras_smat.experts import output_axes
 from keras_smat.layers.checks import check_positive
@@ -62,7 +63,7 @@ class LoRAFineTune(GradientAdapter):
             learning_rate, steps, weight_decay, augment, seed, selection
         )
         self.rank = check_positive("rank", rank)
-        self.alpha = float(alpha)
+        self.alpha = check_number("alpha", alpha)
         self.targets = [targets] if isinstance(targets, str) else list(targets)
 
     def check(self, learner):

@@ -44,7 +44,8 @@ class PrototypeHead(keras.layers.Layer):
     def __init__(
         self, distance="cosine", scale=10.0, learn_scale=False, **kwargs
     ):
-        super().__init__(**kwargs)
+        # Keras would round the arguments to half precision before `call`.
+        super().__init__(autocast=False, **kwargs)
         self.distance = check_choice("distance", distance, DISTANCES)
         self.scale = scale
         self.learn_scale = learn_scale

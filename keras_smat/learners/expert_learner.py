@@ -75,6 +75,11 @@ class ExpertLearner(MetaLearner):
             "`scores(logits, training, noise)`."
         )
 
+    @property
+    def rounding(self):
+        """Above which score an expert counts as on, where it is on or off."""
+        return 0.5
+
     def expert_logits(self, x, training=False):
         """Logits of the experts (M,), and what the pretrained model sees.
 

@@ -8,7 +8,8 @@ class ProtoNet(MetaLearner):
     """Nearest class prototypes on one set of backbone weights.
 
     Untrained, it is the frozen pretrained baseline. With `trainable=True` and
-    `fit` it is PMF: the whole backbone is meta-tuned on episodes.
+    `fit` it is PMF: the whole backbone is meta-tuned on episodes. PMF as
+    published trains the scale of the logits too: `learn_scale=True`.
 
     Args:
         backbone: `keras.Model` from images (N, H, W, C) to features (N, D).

@@ -70,6 +70,11 @@ class SoftMerge(ExpertLearner):
         self.expert_dropout = expert_dropout
         self.built = True
 
+    @property
+    def rounding(self):
+        """More than its equal share: scores sum to 1."""
+        return 1.0 / self.experts.num_experts
+
     def draw_noise(self, training=True):
         noise = super().draw_noise(training)
         if training and self.expert_dropout:

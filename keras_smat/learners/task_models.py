@@ -134,6 +134,7 @@ def _check_temperature(temperature):
     if temperature == "auto":
         return
     number = isinstance(temperature, int | float | np.number)
+    number = number and not isinstance(temperature, bool)
     if not number or not 0.0 < temperature < float("inf"):
         raise ValueError(
             "Expected `temperature` as a positive number or 'auto'. "

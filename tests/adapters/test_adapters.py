@@ -92,6 +92,31 @@ def test_the_classifier_says_what_the_learner_says(name, kind, learners, x):
     assert_same(backbone.get_weights(), arrays(weights))
 
 
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16"])
+@pytest.mark.parametrize("kind", adapters())
+def test_half_precision(policy, kind, x):
+    keras.config.set_dtype_policy(policy)
+    try:
+        learner = make_smat(cnn_backbone())
+        adapter = adapters()[kind]
+        weights = learner.task_weights(x, adapter)
+        plain = arrays(learner.task_weights(x))
+        support = x["support_images"], x["support_labels"]
+        model = learner.build_classifier(*support, adapter=adapter)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    weights = [array(keras.ops.cast(w, "float32")) for w in weights]
+    assert all(np.isfinite(w).all() for w in weights)
+    if kind != "search":
+        plain = [w.astype("float32") for w in plain]
+        assert distance(weights, plain) > 1e-4
+    logits = learner.query_logits(learner.task_weights(x, adapter), x)[:, :3]
+    actual = model.predict(x["query_images"], verbose=0)
+    # What one compiler fuses, another rounds in between: features differ by
+    # roundings of bfloat16, 2^-8, and logits by ten times as much.
+    assert np.abs(actual - array(keras.ops.softmax(logits))).max() < 5e-2
+
+
 @pytest.mark.parametrize("kind", ["search", "full", "held_out"])
 def test_padding_does_not_matter(kind, learners, x):
     learner, adapter = learners["smat"], adapters()[kind]

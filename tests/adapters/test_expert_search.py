@@ -112,6 +112,14 @@ def test_the_greedy_search(learner, index, rounds):
     assert found.loss == pytest.approx(losses[pattern], abs=1e-6)
 
 
+def test_a_softmax_counts_more_than_its_equal_share_as_on():
+    x, learner = support(), make_soft_merge(num_experts=4)
+    scores = array(learner.expert_scores(x))
+    found = ExpertSearch(rounds=0).search(learner, x)
+    assert found.pattern == tuple(scores > 0.25)
+    assert any(found.pattern)
+
+
 def test_acceptance_is_seeded_and_the_best_is_kept(learner):
     x = support()
     table = ExpertSearch(exhaustive=True).search(learner, x).visited

@@ -62,6 +62,14 @@ def test_logits_are_float32_for_half_precision_features(distance):
     assert keras.backend.standardize_dtype(logits.dtype) == "float32"
 
 
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_no_half_precision_policy_rounds_the_arguments(distance):
+    features, prototypes = normal(4, 6), normal(3, 6, seed=1)
+    expected = array(PrototypeHead(distance)(features, prototypes))
+    head = PrototypeHead(distance, dtype="mixed_bfloat16")
+    assert (array(head(features, prototypes)) == expected).all()
+
+
 def functional_backbone():
     x = keras.Input((5,))
     return keras.Model(x, keras.layers.Dense(6)(x))

@@ -123,7 +123,7 @@ class HtmlPage:
         items = "".join(f"<li>{_escape(item)}</li>" for item in items)
         self._parts.append(f"<ul>{items}</ul>")
 
-    def figure(self, figure, caption, min_width=480):
+    def figure(self, figure, caption, min_width=360):
         """Adds a figure as inline SVG, in the page's own ink and font.
 
         Args:

@@ -34,14 +34,14 @@ class Settings:
         way: int, classes of an episode.
         shot: int, support images of each class.
         query: int, query images of each class.
-        steps: int, training episodes of each learner.
-        epochs: int, most points of a learning curve.
+        steps: int, training episodes of each learner, a multiple of epochs.
+        epochs: int, points of a learning curve.
         validation_episodes: int, after each epoch.
         test_episodes: int, of each test set.
         num_experts: int, of SMAT.
         target_sparsity: float, share of zeros of every expert.
-        pmf_rate: float, learning rate. Three factors of 4 were tried for each
-            learner, on validation classes.
+        pmf_rate: float, learning rate. The best on validation classes, as
+            `smat_rate`, of four that were tried for each.
         smat_rate: float, learning rate of the experts' delta.
         merging_episodes: int, of each test set, for the merging weights.
         pictures: int, test sets of each role whose first episode is shown.
@@ -61,6 +61,13 @@ class Settings:
     smat_rate: float = 1.6e-3
     merging_episodes: int = 5
     pictures: int = 2
+
+    def __post_init__(self):
+        if self.steps < 1 or self.steps % self.epochs:
+            raise ValueError(
+                "Expected `steps` as a positive multiple of `epochs`. "
+                f"Received: steps={self.steps}, epochs={self.epochs}"
+            )
 
 
 SMOKE = Settings(
@@ -98,7 +105,9 @@ def main(argv=None):
     arguments = parse(argv)
     settings = SMOKE if arguments.smoke else Settings()
     if arguments.steps:
-        settings = dataclasses.replace(settings, steps=arguments.steps)
+        epochs = min(settings.epochs, arguments.steps)
+        steps = arguments.steps - arguments.steps % epochs
+        settings = dataclasses.replace(settings, steps=steps, epochs=epochs)
     keras.utils.set_random_seed(arguments.seed)
     record = quickstart_page.Record([], BACKBONE_NOTE)
     start = time.perf_counter()
@@ -123,16 +132,23 @@ def parse(argv):
     parser.add_argument(
         "--steps",
         type=int,
-        help=f"training episodes of each learner ({Settings.steps})",
+        help=f"training episodes of each learner ({Settings.steps}), rounded "
+        f"down to a multiple of {Settings.epochs}",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of images, episodes and training"
+    )
     parser.add_argument("--smoke", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
+    if not arguments.out:
+        parser.error("Expected --out as a directory. Received: ''")
     out = arguments.out = pathlib.Path(arguments.out)
     for name, low in (("steps", 1), ("seed", 0)):
         value = getattr(arguments, name)
-        if value is not None and value < low:
-            parser.error(f"Expected --{name} >= {low}. Received: {value}")
+        if value is not None and not low <= value < 2**32:
+            parser.error(
+                f"Expected --{name} >= {low} and below 2^32. Received: {value}"
+            )
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
@@ -152,8 +168,7 @@ def run(settings, seed, record):
         split: data.demo_domains(split, size, seed)
         for split in ("train", "validation", "test")
     }
-    epochs = max(e for e in range(1, settings.epochs + 1) if steps % e == 0)
-    per_epoch = steps // epochs
+    per_epoch = steps // settings.epochs
     sampler = data.FixedEpisodes(settings.way, settings.shot, settings.query)
 
     def episodes(split, count):
@@ -169,7 +184,7 @@ def run(settings, seed, record):
     )
     test = episodes("test", settings.test_episodes)
     in_domain = [n for n, s in domains["test"].items() if s.role == "ID"]
-    pretrained = feature_backbone("vit_mini", image_size=size)
+    pretrained = feature_backbone("vit_mini", image_size=size, name="vit_mini")
     learners = make_learners(pretrained, settings, seed)
     describe(record, settings, learners, train, seed)
     frozen = evaluate_few_shot(
@@ -192,7 +207,7 @@ def run(settings, seed, record):
             learner.compile(**recipe)
             learner.fit(
                 train,
-                epochs=epochs,
+                epochs=settings.epochs,
                 validation_data=validation,
                 callbacks=[monitor],
             )
@@ -229,9 +244,10 @@ def describe(record, settings, learners, train, seed):
         f"PMF and SMAT ({settings.num_experts} experts, "
         f"{100 * settings.target_sparsity:g} % zeros each) were meta-tuned on "
         f"{settings.steps} episodes of the training classes of "
-        f"{', '.join(train.names)}, both with the recommended recipe at a "
-        f"learning rate of {settings.pmf_rate:g} and {settings.smat_rate:g}, "
-        "and the weights after the last step.",
+        f"{', '.join(train.names)} with the recommended recipe, PMF at a "
+        f"learning rate of {settings.pmf_rate:g} and SMAT of "
+        f"{settings.smat_rate:g}; measured are the weights after the last "
+        "step.",
         f"Every episode is {settings.way}-way {settings.shot}-shot with "
         f"{settings.query} queries per class; all learners see the same "
         f"{settings.test_episodes} test episodes of every set, of classes "
@@ -249,12 +265,18 @@ class Monitor(keras.callbacks.Callback):
         self.curves = {"steps": [], "training": [], "validation": []}
         self.name = name
 
+    def on_train_begin(self, logs=None):
+        self._keep_sparsity(0)
+
     def on_epoch_end(self, epoch, logs=None):
         self.record.curves[self.name] = self.curves
         step = (epoch + 1) * self.params["steps"]
         self.curves["steps"].append(step)
         self.curves["training"].append(float(logs["accuracy"]))
         self.curves["validation"].append(float(logs["val_accuracy"]))
+        self._keep_sparsity(step)
+
+    def _keep_sparsity(self, step):
         if hasattr(self.model, "experts"):
             shares = self.model.experts.measured_sparsity()
             shares = keras.ops.convert_to_numpy(shares).tolist()

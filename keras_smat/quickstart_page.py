@@ -7,9 +7,16 @@ import numpy as np
 
 from keras_smat import plots
 from keras_smat import report_page
+from keras_smat.files import write_text
 from keras_smat.html_page import HtmlPage
 
 _DOMAINS = {"in_domain": "In domain", "out_of_domain": "Out of domain"}
+LEARNERS = {
+    "Frozen": "nearest class means of the pretrained features, nothing tuned.",
+    "PMF": "the same, after meta-tuning all weights on such tasks.",
+    "SMAT": "meta-tunes sparse experts and mixes them anew for every task; "
+    "most weights stay pretrained.",
+}
 _PAIRS = (("SMAT", "PMF"), ("SMAT", "Frozen"))
 INTERVALS = (
     "Intervals are over the episodes of these sets, for this one training "
@@ -83,7 +90,8 @@ def verdicts(reports):
 
 def _verdict(first, second, average):
     points, half = 100 * average.accuracy, 100 * average.ci95
-    low, high = points - half, points + half
+    # As printed: an end that reads 0.0 is no evidence.
+    low, high = (round(end, 1) for end in (points - half, points + half))
     side = "above" if points >= 0 else "below"
     text = (
         f"{first} is {abs(points):.1f} points {side} {second} (paired, 95 % "
@@ -121,19 +129,21 @@ def save(out, record):
     Returns:
         str, the text of `report.md` below its title.
     """
-    for name, report in record.reports.items():
-        report.save(out / f"report_{name.lower()}.json")
+    page(record).save(out / "report.html")
+    for name in LEARNERS:
+        path = out / f"report_{name.lower()}.json"
+        path.unlink(missing_ok=True)  # Of an earlier run.
+        if name in record.reports:
+            record.reports[name].save(path)
     training = {
         "curves": record.curves,
         "sparsity": record.sparsity,
         "target_sparsity": record.target_sparsity,
         "merging_weights": record.merging,
     }
-    text = json.dumps(training, indent=1)
-    (out / "training.json").write_text(text, encoding="utf-8")
+    write_text(out / "training.json", json.dumps(training, indent=1))
     text = _text(record)
-    (out / "report.md").write_text(f"# Quickstart\n\n{text}", encoding="utf-8")
-    page(record).save(out / "report.html")
+    write_text(out / "report.md", f"# Quickstart\n\n{text}")
     return text
 
 
@@ -146,8 +156,13 @@ def _text(record):
         lines = [f"- {sentence}" for sentence, *_ in verdicts(record.reports)]
         parts += ["\n".join(lines), INTERVALS] if lines else [INTERVALS]
     parts.append(record.note)
+    parts.append(_heading(record) + ":")
     parts.append("\n".join(f"- {line}" for line in record.protocol))
     return "\n\n".join(parts) + "\n"
+
+
+def _heading(record):
+    return "What was " + ("planned" if record.interrupted else "run")
 
 
 def _interruption(record):
@@ -178,7 +193,7 @@ def page(record):
     built.note(record.note)
     _add_pictures(built, record.pictures)
     _add_training(built, record)
-    built.section("What was " + ("planned" if record.interrupted else "run"))
+    built.section(_heading(record))
     built.bullets(record.protocol)
     for report in list(record.reports.values())[-1:]:
         report_page.add_protocol(built, report.protocol)
@@ -189,6 +204,13 @@ def _add_results(built, reports):
     if not reports:
         return
     built.section("Accuracy on new classes")
+    built.bullets([f"{name}: {text}" for name, text in LEARNERS.items()])
+    built.paragraph(
+        "A task shows a learner a few labelled images of classes that it never "
+        "saw (the support) and asks for the class of others (the queries). "
+        "Classes in domain (ID) are new ones of the domains that were trained "
+        "on, those out of domain (OOD) come from other domains."
+    )
     built.paragraph(report_page.MEASURE)
     found = verdicts(reports)
     if found:
@@ -232,7 +254,6 @@ def _add_pictures(built, pictures):
             ),
             f"{picture.domain} ({picture.role}): {right} of {len(picture.y)} "
             f"queries right. {names}.",
-            min_width=360,
         )
 
 
@@ -259,7 +280,8 @@ def _add_training(built, record):
                 record.sparsity["shares"],
                 record.target_sparsity,
             ),
-            "Share of exact zeros in the mask of every expert.",
+            "Share of exact zeros in the mask of every expert. The target "
+            "rises to the dashed line over the first 40 % of the steps.",
         )
     if record.merging:
         built.section("How SMAT mixes its experts")
@@ -268,7 +290,8 @@ def _add_training(built, record):
                 list(record.merging.values()), list(record.merging)
             ),
             "Merging weight of every expert, mean over test episodes of a "
-            "domain.",
+            "domain. Equal rows: this run has not learned to tell these "
+            "domains apart. A column of zeros: an expert that none needs.",
         )
 
 

@@ -39,10 +39,15 @@ def test_whole_run(tmp_path, capsys):
         assert any(heading in h for h in page.split("<h2>")[1:]), heading
     training = json.loads((out / "training.json").read_text())
     assert training["curves"]["SMAT"]["steps"] == [1, 2]
-    assert training["sparsity"]["steps"] == [1, 2]
-    assert np.shape(training["sparsity"]["shares"]) == (2, 4)
+    assert training["sparsity"]["steps"] == [0, 1, 2]
+    assert np.shape(training["sparsity"]["shares"]) == (3, 4)
     sums = [sum(w) for w in training["merging_weights"].values()]
     np.testing.assert_allclose(sums, np.ones(10), rtol=1e-5)
+
+
+def test_steps_are_a_multiple_of_epochs():
+    with pytest.raises(ValueError, match="steps=7, epochs=5"):
+        quickstart.Settings(steps=7)
 
 
 def interrupt(*args, **kwargs):
@@ -59,10 +64,14 @@ def test_interruption_in_training_keeps_what_there_is(
     monkeypatch.setattr(
         quickstart.Monitor, "on_epoch_begin", ends_in_second_epoch
     )
-    arguments = ["--out", str(tmp_path), "--smoke", "--steps", "2"]
+    stale = tmp_path / "report_smat.json"
+    stale.write_text("of an earlier run")
+    arguments = ["--out", str(tmp_path), "--smoke", "--steps", "3"]
     reports = quickstart.main(arguments)
     assert list(reports) == ["Frozen"]
-    assert "Interrupted: 1 of 3" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Interrupted: 1 of 3" in printed and "What was planned:" in printed
+    assert "meta-tuned on 2 episodes" in printed
     found = sorted(os.listdir(tmp_path))
     assert found == [
         "report.html", "report.md", "report_frozen.json", "training.json",
@@ -98,13 +107,18 @@ def test_verdicts_are_honest():
     assert "contains zero" not in apart
     assert "SMAT is 3.3 points above PMF" in close
     assert "interval -9.7 to +16.4" in close and "contains zero" in close
+    reports["SMAT"] = report(0.5003, 0.8003, 0.5002)
+    printed = " ".join(v[0] for v in quickstart_page.verdicts(reports))
+    assert "interval +0.0 to +0.0); that contains zero" in printed
 
 
 @pytest.mark.parametrize(
     "extra, message",
     [
-        (["--steps", "0"], "Expected --steps >= 1. Received: 0"),
-        (["--seed", "-1"], "Expected --seed >= 0. Received: -1"),
+        (["--steps", "0"], "Expected --steps >= 1 and below 2^32. Received: 0"),
+        (["--seed", "-1"], "Expected --seed >= 0 and below 2^32. Received: -1"),
+        (["--seed", str(2**32)], "below 2^32. Received: 4294967296"),
+        (["--out", ""], "Expected --out as a directory. Received: ''"),
     ],
 )
 def test_refuses_numbers(extra, message, tmp_path, capsys):

@@ -5,7 +5,8 @@
 # now classify the next image. That is a *few-shot task*. A pretrained backbone
 # can solve it as it is, by comparing features. *Meta-tuning* makes it better,
 # by practising on many such tasks from a few domains. But a model that is tuned
-# as a whole may lose what it knew about all other domains.
+# as a whole may lose what it knew about all other domains, the more the longer
+# it is tuned and the further they are.
 #
 # SMAT ([Chen et al., ICML 2024](https://arxiv.org/abs/2403.08477)) learns
 # *sparse experts* instead. Each of them changes a small share of the weights
@@ -41,6 +42,9 @@ import sys
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 PROJECT = ".."
 if importlib.util.find_spec("keras_smat") is None:
+    local = os.path.exists(os.path.join(PROJECT, "pyproject.toml"))
+    if not local and not PROJECT.startswith("git+"):
+        raise ValueError(f"Set PROJECT to the project's address, not {PROJECT}")
     pip = [sys.executable, "-m", "pip", "install", "-q", PROJECT]
     subprocess.run(pip, check=True)
 
@@ -136,7 +140,7 @@ x, y, sample_weight = test["shapes"][0]
 
 # %%
 backbone = keras_smat.feature_backbone(
-    "vit_mini", image_size=settings.image_size
+    "vit_mini", image_size=settings.image_size, name="vit_mini"
 )
 frozen = keras_smat.ProtoNet(backbone, max_way=settings.way)
 predictions = frozen.predict(x).argmax(axis=-1)
@@ -210,11 +214,12 @@ smat.compile(**recipe)
 shares = []
 
 
-def watch(epoch, logs):
+def watch(*args):
     share = smat.experts.measured_sparsity()
     shares.append(keras.ops.convert_to_numpy(share))
 
 
+watch()
 smat.fit(
     train,
     epochs=settings.epochs,
@@ -270,7 +275,7 @@ print(reports["SMAT"].difference(reports["PMF"]))
 # a constraint here, and not a weight in the loss that you would have to tune.
 
 # %%
-steps = len(train) * np.arange(1, settings.epochs + 1)
+steps = len(train) * np.arange(settings.epochs + 1)
 plots.sparsity_over_time(steps, shares, settings.target_sparsity).figure
 
 # %% [markdown]
@@ -278,7 +283,8 @@ plots.sparsity_over_time(steps, shares, settings.target_sparsity).figure
 #
 # `encode_task` returns the merging weights of a task. Their means over a few
 # episodes show whether domains share experts. A run as short as this one need
-# not have told them apart: then all rows look alike.
+# not have told them apart: then all rows look alike, and an expert that none
+# of them needs has a column of zeros.
 
 # %%
 count = min(settings.merging_episodes, settings.test_episodes)

@@ -60,8 +60,9 @@ def demo_domains(split, image_size=64, seed=0):
     except that `"negatives"` and `"sketches"` show the test classes of
     `"glyphs"` and `"shapes"`.
 
-    The same arguments give the same pixels, in any order of calls; the
-    sources are kept in memory and shared by all callers.
+    The same arguments give the same pixels, in any order of calls, as long as
+    the versions of Pillow and matplotlib stay; the sources are kept in memory
+    and shared by all callers.
 
     Args:
         split: `"train"`, `"validation"` or `"test"`.
@@ -110,13 +111,15 @@ def _source(name, split, image_size, seed):
         rng = _rng(seed, name, SPLITS.index(split), i)
         images += [paint(rng, image_size) for _ in range(IMAGES_PER_CLASS)]
     images = np.stack(images)
-    images.flags.writeable = False  # All callers share it.
-    return DemoSource(
+    source = DemoSource(
         images,
         np.repeat(np.arange(len(classes)), IMAGES_PER_CLASS),
         [class_name for class_name, _ in classes],
         "ID" if name in IN_DOMAIN else "OOD",
     )
+    for array in (source.images, source.labels):
+        array.flags.writeable = False  # All callers share it.
+    return source
 
 
 def _classes(name, split, seed):

@@ -75,7 +75,7 @@ def differences(difference, ci95, names, ax=None):
     ax = style.axes(ax, WIDTH, 0.7 + 0.3 * len(names))
     ax.axvline(0, color=style.INK, linewidth=1)
     for y, (point, width) in enumerate(zip(points, half)):
-        clear = abs(point) > width
+        clear = round(abs(point) - width, 1) > 0
         color = style.BLUE if point > 0 else style.ORANGE
         color = color if clear else style.GREY
         ax.errorbar(

@@ -41,6 +41,21 @@ def test_splits_share_no_class():
     assert set(splits[2]["sketches"].class_names) == shapes
 
 
+def test_no_character_is_drawn_like_one_of_another_split():
+    drawn = [
+        (split, character, np.asarray(demo_glyphs.glyph(character, font)) > 127)
+        for split, scripts in demo_glyphs.SPLITS.items()
+        for script in scripts
+        for character in demo_glyphs.SCRIPTS[script][0]
+        for font in ["DejaVuSans"]  # It has all scripts.
+    ]
+    for split, character, first in drawn:
+        for other, alike, second in drawn:
+            if split != other:
+                shared = (first & second).sum() / (first | second).sum()
+                assert shared < 0.82, (character, alike)
+
+
 def test_pixels_depend_on_the_arguments_alone():
     first = demo_domains("validation", 20, seed=3)
     assert demo_domains("validation", 20, seed=3)["shapes"] is first["shapes"]
@@ -83,6 +98,8 @@ def test_sources_pickle_and_are_read_only():
     source = demo_domains("validation", 16)["doodles"]
     with pytest.raises(ValueError, match="read-only"):
         source.images[0] = 0
+    with pytest.raises(ValueError, match="read-only"):
+        source.labels[0] = 1
     again = pickle.loads(pickle.dumps(source))
     assert again.role == "ID"
     np.testing.assert_array_equal(again.images, source.images)

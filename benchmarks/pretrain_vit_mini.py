@@ -79,17 +79,18 @@ class TokenDropout(keras.layers.Layer):
         )
 
 
-def classifier(backbone, keep):
-    """Images to class logits and features."""
+def classifier(backbone, keep, distill):
+    """Images to class logits and, if they have a target, features."""
     embed, encode = backbone.layers[1:]
     images = keras.Input((SIZE, SIZE, 3), name="images")
     tokens = encode(TokenDropout(keep)(embed(images)))
     features = keras.layers.Identity(name="features", dtype="float32")
     features = features(tokens[:, 0])
     logits = keras.layers.Dense(CLASSES, name="logits", dtype="float32")
-    return keras.Model(
-        images, {"logits": logits(features), "features": features}
-    )
+    outputs = {"logits": logits(features)}
+    if distill:
+        outputs["features"] = features
+    return keras.Model(images, outputs)
 
 
 def feature_loss(target, features):
@@ -433,7 +434,7 @@ def train(arguments):
     dataset = make_batches(arguments)
     keras.utils.set_random_seed(arguments.seed)
     backbone = build(pretrained=False)
-    model = classifier(backbone, arguments.keep)
+    model = classifier(backbone, arguments.keep, dataset.target is not None)
     if arguments.start is not None and arguments.start.suffix == ".npz":
         with np.load(arguments.start) as arrays:
             backbone.set_weights([arrays[n] for n in sorted(arrays.files)])

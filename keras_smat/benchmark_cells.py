@@ -62,10 +62,6 @@ class Cells:
             )
 
 
-# Parts of a configuration that hold names which count up within a process.
-_NAMES = ("name", "inbound_nodes", "input_layers", "output_layers")
-
-
 def keys(methods, protocols):
     """A digest per pair of method and set of all that decides its outcome."""
     keys = {}
@@ -74,7 +70,7 @@ def keys(methods, protocols):
         sets = protocol.pop("sets")
         for part in ("episodes_sha256", "adapter", "backbone"):
             protocol.pop(part)
-        config = _without_names(evaluation.plain(learner.get_config()))
+        config = _without_counters(evaluation.plain(learner.get_config()))
         digest = hashlib.sha256(_bytes([protocol, config]))
         for weight in learner.get_weights():
             digest.update(_bytes([weight.shape, str(weight.dtype)]))
@@ -95,14 +91,13 @@ def _identity(adapter, dataset):
     return [kind.__module__, kind.__qualname__, protocol]
 
 
-def _without_names(config):
+def _without_counters(config):
+    """Keras counts layers of one kind within a process: dense, dense_1, ..."""
     if isinstance(config, dict):
-        return {
-            k: _without_names(v) for k, v in config.items() if k not in _NAMES
-        }
+        return {k: _without_counters(v) for k, v in config.items()}
     if isinstance(config, list):
-        return [_without_names(v) for v in config]
-    return config
+        return [_without_counters(v) for v in config]
+    return re.sub(r"_\d+$", "", config) if isinstance(config, str) else config
 
 
 def _bytes(value):

@@ -5,8 +5,10 @@ Plain NumPy on arrays of logits and probabilities.
 
 import numpy as np
 
-# Far beyond what a support set can tell.
-_RANGE = (1e-3, 1e3)
+# Of log T before any example is seen: chosen on validation episodes, where 0.3
+# to 1 are equally good.
+_SPREAD = 0.5
+_REACH = 7.0  # Largest |log T|: far beyond what a support set can tell.
 
 
 def calibration_error(probabilities, labels, num_bins=10):
@@ -60,44 +62,41 @@ def calibration_error(probabilities, labels, num_bins=10):
 
 
 def fit_temperature(logits, labels):
-    """Temperature that makes the probabilities of logits most likely.
+    """Temperature that makes the labels of a few examples most likely.
 
-    Minimises the cross-entropy of `softmax(logits / T)`, which is convex in
-    `1 / T`. As in Platt scaling, labels are smoothed as if every class had
-    been seen once more: the true class has (N + 1) / (N + W) instead of 1.
-    This keeps T above 0 where all N examples are told right.
+    Minimises `-sum log softmax(logits / T)[label] + (log T)^2 / (2 s^2)`, the
+    cross-entropy and a log-normal prior around 1, the logits as they were
+    trained, with `s = 0.5`. Few examples move T little, many as far as they
+    say, and none of them drives it to 0 by being told right.
 
     Args:
         logits: float array of shape (N, W).
         labels: int array of shape (N,), classes 0..W-1.
 
     Returns:
-        Float, positive; 1.0 where there is nothing to learn from (no
-        example, or a single class).
+        Float, positive, exact to a thousandth of itself; 1.0 where there is
+        nothing to learn from (no example, or a single class).
 
-    Reference: Platt, "Probabilistic Outputs for Support Vector Machines",
-    1999; Guo et al., ICML 2017, section 4.2.
+    Reference: Guo et al., "On Calibration of Modern Neural Networks", ICML
+    2017, section 4.2, for the cross-entropy; the prior is ours.
     """
     logits = np.asarray(logits, "float64")
     count, way = logits.shape
     if count == 0 or way == 1:
         return 1.0
-    targets = np.full((count, way), 1.0 / (count + way))
-    targets[np.arange(count), labels] = (count + 1.0) / (count + way)
-    logits = logits - logits.max(axis=1, keepdims=True)
-    wanted = (targets * logits).sum()
+    # What each logit has less than that of the true class.
+    gaps = logits - logits[np.arange(count), labels][:, None]
 
-    def slope(rate):
-        """Derivative of the cross-entropy for 1 / T: it only rises."""
-        weight = np.exp(rate * logits)
-        weight /= weight.sum(axis=1, keepdims=True)
-        return (weight * logits).sum() - wanted
+    def cost(log_t):
+        z = gaps * np.exp(-log_t)
+        top = z.max(axis=1)
+        loss = top + np.log(np.exp(z - top[:, None]).sum(axis=1))
+        return loss.sum() + 0.5 * (log_t / _SPREAD) ** 2
 
-    low, high = np.log(_RANGE)
-    for _ in range(60):
-        middle = (low + high) / 2
-        if slope(np.exp(middle)) > 0:
-            high = middle
-        else:
-            low = middle
-    return float(np.exp(-(low + high) / 2))
+    best, step = 0.0, 0.1
+    around = np.arange(-_REACH, _REACH + step, step)
+    for _ in range(3):  # Steps of 0.1, 0.01 and 0.001 in log T.
+        best = min(best + around, key=cost)
+        around = np.arange(-10, 11) * (step / 10)
+        step /= 10
+    return float(np.exp(best))

@@ -61,22 +61,32 @@ def test_a_known_temperature_is_found(truth):
 
 
 @pytest.mark.parametrize("separable", [False, True])
-def test_it_minimises_the_smoothed_cross_entropy(separable):
+def test_it_minimises_cross_entropy_and_prior(separable):
     rng = np.random.default_rng(1)
     labels = rng.integers(0, 4, 20)
     logits = rng.standard_normal((20, 4))
     logits[np.arange(20), labels] += 10.0 if separable else 1.0
-    targets = (np.eye(4)[labels] * 20 + 1) / 24
 
-    def loss(temperature):
-        return -(targets * np.log(softmax(logits / temperature))).sum()
+    def cost(temperature):
+        p = softmax(logits / temperature)[np.arange(20), labels]
+        return -np.log(p).sum() + np.log(temperature) ** 2 / (2 * 0.5**2)
 
     found = fit_temperature(logits, labels)
-    assert loss(found) <= min(loss(t) for t in found * np.geomspace(0.1, 10))
-    assert loss(found) < loss(1.01 * found) and loss(found) < loss(found / 1.01)
-    if separable:  # 20 of 20 right is no reason to be certain
-        confidence = softmax(logits / found)[np.arange(20), labels].mean()
-        assert 0.8 < confidence < 0.9
+    assert cost(found) <= min(cost(t) for t in found * np.geomspace(0.01, 100))
+    assert cost(found) < min(cost(1.01 * found), cost(found / 1.01))
+    if separable:  # 20 of 20 right is no reason to trust them without end.
+        assert 0.5 < found < 1.0
+
+
+def test_few_examples_move_it_little():
+    rng = np.random.default_rng(2)
+    logits = 8.0 * rng.standard_normal((1000, 3))
+    p = softmax(logits / 4)
+    labels = (p.cumsum(1) < rng.random((len(p), 1))).sum(1)
+    few, some, many = (
+        fit_temperature(logits[:n], labels[:n]) for n in (2, 20, 1000)
+    )
+    assert 1.0 < few < some < many < 4.2 and many > 3.5
 
 
 def test_nothing_to_learn_from():

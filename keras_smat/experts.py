@@ -1,3 +1,4 @@
+import copy
 import itertools
 import math
 import re
@@ -324,7 +325,8 @@ class ExpertBank(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config):
-        config = dict(config)
+        # Keras empties the config that it builds a model from.
+        config = copy.deepcopy(config)
         config["backbone"] = keras.saving.deserialize_keras_object(
             config["backbone"]
         )

@@ -1,3 +1,6 @@
+import copy
+import json
+
 import keras
 from keras import ops
 
@@ -62,9 +65,10 @@ class MetaLearner(WeightSpace, TaskModels, EpisodicTrainer):
     ):
         super().__init__(**kwargs)
         self.backbone = clone_backbone(backbone)
-        # As it is before any of its layers is frozen.
-        self._backbone_config = keras.saving.serialize_keras_object(
-            self.backbone
+        # As it is before any of its layers is frozen; as a text, since Keras
+        # empties configs that it builds models from.
+        self._backbone_config = json.dumps(
+            keras.saving.serialize_keras_object(self.backbone)
         )
         self.max_way = check_positive("max_way", max_way)
         self.max_images_per_chunk = check_positive(
@@ -340,7 +344,7 @@ class MetaLearner(WeightSpace, TaskModels, EpisodicTrainer):
     def get_config(self):
         config = super().get_config()
         config.update(
-            backbone=self._backbone_config,
+            backbone=json.loads(self._backbone_config),
             max_way=self.max_way,
             distance=self.head.distance,
             logit_scale=self.head.scale,
@@ -351,7 +355,7 @@ class MetaLearner(WeightSpace, TaskModels, EpisodicTrainer):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        config = dict(config)
+        config = copy.deepcopy(config)
         backbone = keras.saving.deserialize_keras_object(
             config.pop("backbone"), custom_objects=custom_objects
         )

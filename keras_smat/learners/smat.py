@@ -368,9 +368,14 @@ class SMAT(ExpertLearner):
 
     def _head_gradients(self, features, prototypes, present, labels, weight):
         """Detached cross-entropy gradients for features and prototypes."""
+        scale = self.head.logit_scale
+        # Detached as well: on JAX, no value of the enclosing gradient may
+        # leave the inner one.
+        fixed = [] if scale is None else [(scale, ops.stop_gradient(scale))]
 
         def loss(leaves):
-            logits = self.head(leaves[0], leaves[1], present)
+            with keras.StatelessScope(state_mapping=fixed):
+                logits = self.head(leaves[0], leaves[1], present)
             return F.cross_entropy(logits, labels, weight)
 
         value, pullback = vjp(

@@ -100,6 +100,7 @@ def test_the_order_of_classes_does_not_matter():
         dict(mask_noise="hard_concrete", distance="euclidean", kd_weight=0.6),
         dict(granularity="input", shared_delta=False),
         dict(target_sparsity=None, num_experts=1),
+        dict(learn_scale=True),
     ],
     ids=lambda s: ",".join(s) or "default",
 )
@@ -121,6 +122,8 @@ def test_gradients_are_those_of_the_loss(settings, float64, monkeypatch):
     parts = [learner.experts.delta, learner.hypernetwork.keys]
     if learner.controller is not None:
         parts.append(learner.experts.mask.logits)
+    if learner.head.learn_scale:
+        parts.append(learner.head.logit_scale)
     state = [v for v in learner.variables if all(v is not p for p in parts)]
     fixed = [(v, v.value) for v in state]
 
@@ -153,6 +156,19 @@ def test_gradients_are_those_of_the_loss(settings, float64, monkeypatch):
             assert gradient.ravel()[j] == pytest.approx(
                 numeric, rel=1e-4, abs=1e-8
             ), (parts[i].path, j)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, dict(kd_weight=0.0, inner_steps=1), dict(kd_pretrained=0.5)],
+    ids=lambda s: ",".join(s) or "default",
+)
+def test_a_learned_scale_trains(settings):
+    learner = make_smat(learn_scale=True, **settings)
+    learner.compile("sgd")
+    learner.fit(make_episodes(2), verbose=0)
+    scale = float(array(learner.head.logit_scale))
+    assert scale == pytest.approx(10.0, abs=1.0) and scale != 10.0
 
 
 def captured(learner, episode, monkeypatch):

@@ -112,6 +112,17 @@ def test_validation_episodes_stay_the_same():
     assert len({digest for _, _, digest in validation.seen}) == 2
 
 
+def test_an_epoch_has_the_first_so_many_episodes():
+    train, validation = Recorded(4, seed=1), Recorded(3, seed=9)
+    settings = dict(steps_per_epoch=2, validation_steps=1, verbose=0)
+    pmf().fit(train, validation_data=validation, epochs=2, **settings)
+    # On TensorFlow, Keras asks for the first once more.
+    expected = [(epoch, index) for epoch in range(2) for index in range(2)]
+    assert sorted({seen[:2] for seen in train.seen}) == expected
+    assert {seen[:2] for seen in validation.seen} == {(0, 0)}
+    assert (train.num_episodes, validation.num_episodes) == (4, 3)
+
+
 @pytest.mark.parametrize("build", [pmf, noisy_smat])
 def test_a_resumed_run_ends_as_an_undisturbed_one(build, tmp_path):
     """Three tasks an epoch: gradients are half accumulated at its end."""

@@ -1,4 +1,5 @@
 import copy
+import inspect
 import json
 
 import keras
@@ -218,7 +219,7 @@ class MetaLearner(WeightSpace, TaskModels, EpisodicTrainer):
         """As in Keras; the loss is the learner's own.
 
         Args:
-            optimizer: see `keras.Model.compile`.
+            optimizer: see `keras.Model.compile`. Defaults to `"sgd"`.
             metrics: list, counted like `weighted_metrics`, since padded
                 queries must not count. Defaults to `None`.
             weighted_metrics: list. Defaults to `["accuracy"]` where no
@@ -230,10 +231,19 @@ class MetaLearner(WeightSpace, TaskModels, EpisodicTrainer):
                 "A learner brings its own loss: leave `loss` out of "
                 "`compile`, or override `compute_episode_loss`."
             )
-        metrics = list(metrics or []) + list(weighted_metrics or [])
+        counted = []
+        for name, given in (
+            ("metrics", metrics),
+            ("weighted_metrics", weighted_metrics),
+        ):
+            if not isinstance(given, list | tuple | None):
+                raise ValueError(
+                    f"Expected `{name}` as a list. Received: {name}={given!r}"
+                )
+            counted += given or []
         super().compile(
             optimizer=optimizer,
-            weighted_metrics=metrics or ["accuracy"],
+            weighted_metrics=counted or ["accuracy"],
             **kwargs,
         )
 
@@ -249,11 +259,12 @@ class MetaLearner(WeightSpace, TaskModels, EpisodicTrainer):
         if getattr(self, "optimizer", None) is not None:
             self.optimizer.build(self.trainable_variables)
 
-    def fit(self, x=None, *args, callbacks=None, **kwargs):
+    def fit(self, x=None, *args, **kwargs):
         """As in Keras, on an `EpisodeDataset`.
 
         The epoch is handed to the data, so that episode i of epoch e does not
-        depend on what ran before; `shuffle` has no effect on episodes.
+        depend on what ran before: `shuffle` has no effect on episodes, and
+        with `steps_per_epoch` every epoch has its first so many.
         """
         if not self.trainable_variables:
             raise ValueError(
@@ -261,17 +272,17 @@ class MetaLearner(WeightSpace, TaskModels, EpisodicTrainer):
                 "it is. `ProtoNet(backbone, trainable=True)` trains the "
                 "backbone (PMF)."
             )
-        training_data.check(self, x, "x")
-        if kwargs.get("validation_data") is not None:
-            training_data.check(
-                self, kwargs["validation_data"], "validation_data"
-            )
-        kwargs["shuffle"] = False
-        callbacks = training_data.with_epochs(self, x, callbacks)
-        return super().fit(x, *args, callbacks=callbacks, **kwargs)
+        call = inspect.signature(super().fit).bind(x, *args, **kwargs)
+        return super().fit(**training_data.prepare(self, call.arguments))
 
     def evaluate(self, x=None, *args, **kwargs):
         """As in Keras, on an `EpisodeDataset`; padded queries never count."""
+        if not self.compiled:
+            raise ValueError(
+                "`evaluate` needs a learner that is compiled: call "
+                "`compile()`. `keras_smat.evaluate_few_shot` takes one as it "
+                f"is. Received: {type(self).__name__}, not compiled"
+            )
         if not kwargs.get("_use_cached_eval_dataset"):
             training_data.check(self, x, "x")
         return super().evaluate(x, *args, **kwargs)

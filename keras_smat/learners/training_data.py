@@ -1,5 +1,6 @@
 """What `fit`, `evaluate` and `predict` ask of their data."""
 
+import copy
 import types
 
 import keras
@@ -8,7 +9,31 @@ import numpy as np
 from keras_smat.data.base import Episodes
 from keras_smat.data.episode import check_images
 
+_LIMITS = {"x": "steps_per_epoch", "validation_data": "validation_steps"}
 _NAMES = ("support_images", "support_labels", "query_images")
+
+
+def prepare(learner, arguments):
+    """Arguments of `keras.Model.fit`, checked and made fit for episodes."""
+    if arguments.get("class_weight") is not None:
+        raise ValueError(
+            "A class has another label in every episode: leave `class_weight` "
+            f"out of `fit`. Received: {arguments['class_weight']!r}"
+        )
+    arguments = {"validation_data": None, "callbacks": None, **arguments}
+    for name, limit in _LIMITS.items():
+        data, steps = arguments[name], arguments.get(limit)
+        if data is not None or name == "x":
+            check(learner, data, name)
+        if isinstance(data, Episodes) and steps and steps <= len(data):
+            # Keras would go on where the last epoch ended, and a resumed run
+            # could not.
+            arguments[name] = copy.copy(data)
+            arguments[name].num_episodes = arguments.pop(limit)
+    arguments["callbacks"] = _with_epochs(
+        learner, arguments["x"], arguments["callbacks"]
+    )
+    return arguments | {"shuffle": False}
 
 
 def check(learner, data, name):
@@ -19,7 +44,7 @@ def check(learner, data, name):
         # Nobody has checked these: the first one stands for all.
         x, y, _ = keras.utils.unpack_x_y_sample_weight(data[0])
         check_episode(learner, x, y, f"{name}[0]")
-    elif isinstance(data, dict | np.ndarray):
+    elif data is None or isinstance(data, dict | list | tuple | np.ndarray):
         raise ValueError(
             f"Expected `{name}` as a dataset of episodes, such as "
             "`keras_smat.data.EpisodeDataset`; `train_on_batch` and "
@@ -140,7 +165,7 @@ class _EpochLink(keras.callbacks.Callback):
             logs.update(self.model.epoch_logs())
 
 
-def with_epochs(learner, data, callbacks):
+def _with_epochs(learner, data, callbacks):
     """Callbacks, preceded by the link between data, learner and logs."""
     link = _EpochLink(data)
     if isinstance(callbacks, keras.callbacks.CallbackList):

@@ -432,3 +432,40 @@ def test_a_loss_is_refused():
 def test_fit_before_compile_says_so():
     with pytest.raises(ValueError, match="call `compile"):
         make_smat().fit(make_episodes(1), verbose=0)
+    with pytest.raises(ValueError, match="call `compile.*evaluate_few_shot"):
+        make_smat().evaluate(make_episodes(1), verbose=0)
+
+
+@pytest.mark.parametrize("given", ["accuracy", {"logits": "accuracy"}])
+@pytest.mark.parametrize("name", ["metrics", "weighted_metrics"])
+def test_metrics_are_a_list(name, given):
+    with pytest.raises(ValueError, match=f"`{name}` as a list. Received"):
+        make_smat().compile("sgd", **{name: given})
+
+
+def test_fit_takes_arguments_by_position_as_keras_does():
+    learner = ProtoNet(dense_backbone(), trainable=True, max_way=5)
+    learner.compile("sgd")
+    seen = keras.callbacks.History()
+    learner.fit(make_episodes(1), None, None, 2, 0, [seen])
+    assert seen.epoch == [0, 1]
+
+
+def test_class_weights_are_refused():
+    learner = ProtoNet(dense_backbone(), trainable=True, max_way=5)
+    learner.compile("sgd")
+    with pytest.raises(ValueError, match="another label in every episode"):
+        learner.fit(make_episodes(1), class_weight={0: 2.0}, verbose=0)
+
+
+@pytest.mark.parametrize("form", [tuple, list, lambda episode: None])
+def test_a_single_episode_is_no_dataset(form):
+    learner = ProtoNet(dense_backbone(), trainable=True, max_way=5)
+    learner.compile("sgd")
+    given = form(make_episodes(1)[0])
+    for verb in (learner.fit, learner.evaluate, learner.predict):
+        with pytest.raises(ValueError, match="`x` as a dataset of episodes"):
+            verb(given, verbose=0)
+    if given is not None:
+        with pytest.raises(ValueError, match="`validation_data` as a dataset"):
+            learner.fit(make_episodes(1), validation_data=given, verbose=0)

@@ -9,8 +9,8 @@ from keras import ops
 
 from keras_smat import _backend
 from keras_smat import functional as F
-from keras_smat.layers.checks import check_choice
-from keras_smat.layers.checks import check_positive
+from keras_smat.checks import check_choice
+from keras_smat.checks import check_integer
 from keras_smat.layers.hard_concrete_mask import HardConcreteMask
 
 GRANULARITIES = ("element", "input", "output", "tensor")
@@ -78,7 +78,7 @@ class ExpertBank(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         self._reference = _Reference(backbone)
-        self.num_experts = check_positive("num_experts", num_experts)
+        self.num_experts = check_integer("num_experts", num_experts, 1)
         self.granularity = check_choice(
             "granularity", granularity, GRANULARITIES
         )
@@ -313,9 +313,9 @@ class ExpertBank(keras.layers.Layer):
             granularity=self.granularity,
             shared_delta=self.shared_delta,
             sparse=self.sparse,
-            include=self.include,
-            exclude=self.exclude,
-            always_on=self.always_on,
+            include=_plain(self.include),
+            exclude=_plain(self.exclude),
+            always_on=_plain(self.always_on),
             beta=self.beta,
             eval_beta=self.eval_beta,
             init_stddev=self.init_stddev,
@@ -325,12 +325,17 @@ class ExpertBank(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config):
-        # Keras empties the config that it builds a model from.
-        config = copy.deepcopy(config)
+        config = dict(config)
         config["backbone"] = keras.saving.deserialize_keras_object(
-            config["backbone"]
+            # Keras empties the config that it builds a model from.
+            copy.deepcopy(config["backbone"])
         )
         return cls(**config)
+
+
+def _plain(patterns):
+    """Without what Keras makes of lists to track them."""
+    return list(patterns) if isinstance(patterns, list | tuple) else patterns
 
 
 class _Reference:

@@ -8,6 +8,10 @@ import re
 
 import keras
 
+from keras_smat.checks import check_choice
+from keras_smat.checks import check_integer
+from keras_smat.checks import check_positive
+
 NAMES = ("smoke", "paper", "recommended", "mlp_experts")
 
 _PAPER = {
@@ -65,7 +69,7 @@ def learner_arguments(name):
     learner = keras_smat.SMAT(backbone, **arguments)
     ```
     """
-    _check(name)
+    check_choice("name", name, NAMES)
     return dict(_ARGUMENTS[name])
 
 
@@ -101,20 +105,16 @@ def get(name, learner, total_steps=None, learning_rate=None):
 
     Reference: the released configuration of SMAT; PMF's README.
     """
-    _check(name)
-    steps = _PAPER_STEPS if total_steps is None else int(total_steps)
-    if steps < 1:
-        raise ValueError(
-            f"`total_steps` must be positive. Received: {total_steps}"
-        )
+    check_choice("name", name, NAMES)
+    steps = _PAPER_STEPS
+    if total_steps is not None:
+        steps = check_integer("total_steps", total_steps, 1)
+    if learning_rate is not None:
+        check_positive("learning_rate", learning_rate)
     if not learner.trainable_variables:
         raise ValueError(
             f"{type(learner).__name__} has nothing to train, so no recipe "
             "applies to it."
-        )
-    if learning_rate is not None and not learning_rate > 0:
-        raise ValueError(
-            f"`learning_rate` must be positive. Received: {learning_rate}"
         )
     if not hasattr(learner, "experts"):
         return {"optimizer": _pmf_optimizer(name, steps, learning_rate)}
@@ -244,10 +244,3 @@ def _pmf_optimizer(name, steps, learning_rate):
             _schedule(rate, steps, warmup=0.05), momentum=0.9
         )
     return keras.optimizers.Adam(_schedule(learning_rate or 1e-5, steps))
-
-
-def _check(name):
-    if name not in NAMES:
-        raise ValueError(
-            f"The recipe must be one of {NAMES}. Received: {name!r}"
-        )

@@ -5,12 +5,12 @@ import itertools
 import numpy as np
 
 from keras_smat.adapters.gradient import GradientAdapter
-from keras_smat.adapters.gradient import check_count
 from keras_smat.adapters.held_out import HeldOutSelection
+from keras_smat.checks import check_choice
+from keras_smat.checks import check_integer
+from keras_smat.checks import check_number
 from keras_smat.data import Episodes
 from keras_smat.evaluation import evaluate_few_shot
-from keras_smat.layers.checks import check_choice
-from keras_smat.layers.checks import check_positive
 
 HPO = ("validation", "support", "pmf")
 GRIDS = {
@@ -123,7 +123,7 @@ def select_adapter(
         return HeldOutSelection(candidates, folds, selection)
     if num_episodes is None:
         num_episodes = _EPISODES[hpo]
-    count = min(check_positive("num_episodes", num_episodes), len(episodes))
+    count = min(check_integer("num_episodes", num_episodes, 1), len(episodes))
     accuracies = [
         _accuracy(learner, candidate, episodes, count)
         for candidate in candidates
@@ -151,11 +151,11 @@ def _accuracy(learner, adapter, episodes, count):
 def _steps(steps, adapter):
     if steps is None:
         return [adapter.steps]
-    if isinstance(steps, int) or not list(steps):
+    if np.ndim(steps) != 1 or not len(steps):
         raise ValueError(
             f"Expected `steps` as a list of integers. Received: steps={steps!r}"
         )
-    return sorted(check_count("steps", count) for count in steps)
+    return sorted(check_integer("steps", count, 0) for count in steps)
 
 
 def _rates(learning_rates, adapter):
@@ -163,10 +163,9 @@ def _rates(learning_rates, adapter):
         check_choice("learning_rates", learning_rates, tuple(GRIDS))
         grid = GRIDS[learning_rates]
         return [rate * adapter.rate_unit for rate in grid]
-    rates = sorted(float(rate) for rate in learning_rates)
-    if not rates or rates[0] < 0:
+    if np.ndim(learning_rates) != 1 or not len(learning_rates):
         raise ValueError(
-            "Expected `learning_rates` as numbers >= 0 or one of "
-            f"{tuple(GRIDS)}. Received: {learning_rates!r}"
+            "Expected `learning_rates` as a list of numbers or one of "
+            f"{tuple(GRIDS)}. Received: learning_rates={learning_rates!r}"
         )
-    return rates
+    return sorted(check_number("learning_rates", r) for r in learning_rates)

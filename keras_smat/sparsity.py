@@ -1,8 +1,9 @@
 import keras
 from keras import ops
 
-from keras_smat.layers.checks import check_choice
-from keras_smat.layers.checks import check_positive
+from keras_smat.checks import check_choice
+from keras_smat.checks import check_integer
+from keras_smat.checks import check_number
 
 CONSTRAINTS = ("measured", "expected")
 
@@ -25,6 +26,7 @@ class SparsityController(keras.layers.Layer):
     Args:
         num_experts: int. M.
         target_sparsity: float in (0, 1), tau: the share of zeros per expert.
+            Defaults to `0.9`.
         learning_rate: float, of the multipliers. Defaults to `2e-3`.
         gain: float, of the proportional term; 0 is the released behaviour.
             Defaults to `0.0`.
@@ -67,7 +69,9 @@ class SparsityController(keras.layers.Layer):
                 "`target_sparsity` must lie strictly between 0 and 1. "
                 f"Received: target_sparsity={target_sparsity}"
             )
-        self.num_experts = check_positive("num_experts", num_experts)
+        self.num_experts = check_integer("num_experts", num_experts, 1)
+        check_number("learning_rate", learning_rate)
+        check_number("gain", gain)
         self.target_sparsity = target_sparsity
         self.learning_rate = learning_rate
         self.gain = gain

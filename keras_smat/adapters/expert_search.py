@@ -7,8 +7,9 @@ from keras import ops
 
 from keras_smat import functional as F
 from keras_smat.adapters.adapter import Adapter
-from keras_smat.adapters.gradient import check_count
-from keras_smat.layers.checks import check_choice
+from keras_smat.checks import check_choice
+from keras_smat.checks import check_integer
+from keras_smat.checks import check_number
 
 LOSSES = ("leave_one_out", "resubstitution")
 MAX_EXHAUSTIVE = 10
@@ -86,17 +87,12 @@ class ExpertSearch(Adapter):
         selection=None,
     ):
         super().__init__(selection)
-        self.rounds = check_count("rounds", rounds)
-        if not 0.0 <= acceptance <= 1.0:
-            raise ValueError(
-                "Expected `acceptance` in [0, 1]. "
-                f"Received: acceptance={acceptance!r}"
-            )
-        self.acceptance = float(acceptance)
+        self.rounds = check_integer("rounds", rounds, 0)
+        self.acceptance = check_number("acceptance", acceptance, 0.0, 1.0)
         self.loss = check_choice("loss", loss, LOSSES)
         self.relaxed = bool(relaxed)
         self.exhaustive = bool(exhaustive)
-        self.seed = check_count("seed", seed)
+        self.seed = check_integer("seed", seed, 0)
 
     def __call__(self, learner, x, weights):
         updates, scores, found = self._search(learner, x)

@@ -10,6 +10,8 @@ from keras_smat import functional as F
 from keras_smat._backend import vjp
 from keras_smat.adapters import augmentation
 from keras_smat.adapters.adapter import Adapter
+from keras_smat.checks import check_integer
+from keras_smat.checks import check_number
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
@@ -52,8 +54,8 @@ class GradientAdapter(Adapter):
         super().__init__(selection)
         self.learning_rate = check_number("learning_rate", learning_rate)
         self.weight_decay = check_number("weight_decay", weight_decay)
-        self.steps = check_count("steps", steps)
-        self.seed = check_count("seed", seed)
+        self.steps = check_integer("steps", steps, 0)
+        self.seed = check_integer("seed", seed, 0)
         self.augment = bool(augment)
 
     def start(self, learner, x, weights):
@@ -170,24 +172,3 @@ def adam(weight, gradient, first, second, rate, decay, step):
 def _precise(tensor):
     dtype = keras.backend.standardize_dtype(tensor.dtype)
     return dtype if dtype == "float64" else "float32"
-
-
-def check_number(name, value):
-    """Returns `value` as a float of at least 0, or raises a `ValueError`."""
-    number = isinstance(value, int | float | np.number)
-    if not number or isinstance(value, bool) or not 0 <= value < float("inf"):
-        raise ValueError(
-            f"Expected `{name}` as a finite number >= 0. "
-            f"Received: {name}={value!r}"
-        )
-    return float(value)
-
-
-def check_count(name, value):
-    """Returns `value` as an int of at least 0, or raises a `ValueError`."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < 0:
-        raise ValueError(
-            f"Expected `{name}` as an integer >= 0. Received: {name}={value!r}"
-        )
-    return int(value)

@@ -3,7 +3,7 @@ import numpy as np
 from keras import ops
 
 from keras_smat.adapters.adapter import Adapter
-from keras_smat.layers.checks import check_positive
+from keras_smat.checks import check_integer
 
 
 @keras.saving.register_keras_serializable("keras_smat")
@@ -49,7 +49,7 @@ class HeldOutSelection(Adapter):
                 f"Received: candidates={candidates!r}"
             )
         self.candidates = list(candidates)
-        self.folds = check_positive("folds", folds)
+        self.folds = check_integer("folds", folds, 1)
 
     def check(self, learner):
         for candidate in self.candidates:

@@ -5,10 +5,10 @@ import numpy as np
 from keras import ops
 
 from keras_smat.adapters.gradient import GradientAdapter
-from keras_smat.adapters.gradient import check_number
+from keras_smat.checks import check_integer
+from keras_smat.checks import check_number
 from keras_smat.experts import matches
 from keras_smat.experts import output_axes
-from keras_smat.layers.checks import check_positive
 
 
 @keras.saving.register_keras_serializable("keras_smat")
@@ -62,7 +62,7 @@ class LoRAFineTune(GradientAdapter):
         super().__init__(
             learning_rate, steps, weight_decay, augment, seed, selection
         )
-        self.rank = check_positive("rank", rank)
+        self.rank = check_integer("rank", rank, 1)
         self.alpha = check_number("alpha", alpha)
         self.targets = [targets] if isinstance(targets, str) else list(targets)
 

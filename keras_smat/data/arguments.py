@@ -3,17 +3,6 @@
 import numpy as np
 
 
-def check_integer(name, value, low):
-    """Returns `value` as an `int`, or raises a `ValueError`."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < low:
-        raise ValueError(
-            f"Expected `{name}` as an integer of at least {low}. "
-            f"Received: {name}={value!r}."
-        )
-    return int(value)
-
-
 def check_range(name, value, low):
     """Returns an integer or `(low, high)` as a pair of `int`."""
     ends = (value, value) if np.ndim(value) == 0 else tuple(value)

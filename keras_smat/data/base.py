@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_smat.data.arguments import check_integer
+from keras_smat.checks import check_integer
 from keras_smat.data.episode import bucket_size
 from keras_smat.data.episode import make_episode
 from keras_smat.data.manifest import write_manifest

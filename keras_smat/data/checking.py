@@ -7,7 +7,7 @@ import os
 
 import keras
 
-from keras_smat.data.arguments import check_integer
+from keras_smat.checks import check_integer
 from keras_smat.data.arguments import height_width
 from keras_smat.data.formats.detection import find_formats
 from keras_smat.data.formats.detection import subfolders

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_smat.data.arguments import check_integer
+from keras_smat.checks import check_integer
 from keras_smat.data.arguments import some
 from keras_smat.data.augmentation import augmented_shape
 from keras_smat.data.augmentation import describe_augmentation

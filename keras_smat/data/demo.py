@@ -5,11 +5,11 @@ import zlib
 
 import numpy as np
 
+from keras_smat.checks import check_integer
 from keras_smat.data import demo_drawings
 from keras_smat.data import demo_figures
 from keras_smat.data import demo_glyphs
 from keras_smat.data import demo_textures
-from keras_smat.data.arguments import check_integer
 from keras_smat.data.formats.array_source import ArraySource
 
 SPLITS = ("train", "validation", "test")

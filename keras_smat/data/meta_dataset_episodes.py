@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from keras_smat.data.arguments import check_integer
+from keras_smat.checks import check_integer
 from keras_smat.data.arguments import check_range
 from keras_smat.data.arguments import check_sizes
 from keras_smat.data.arguments import check_way

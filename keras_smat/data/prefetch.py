@@ -4,7 +4,7 @@ import concurrent.futures
 import multiprocessing
 import threading
 
-from keras_smat.data.arguments import check_integer
+from keras_smat.checks import check_integer
 
 
 class Prefetcher:

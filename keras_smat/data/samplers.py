@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from keras_smat.data.arguments import check_integer
+from keras_smat.checks import check_integer
 from keras_smat.data.arguments import check_range
 from keras_smat.data.arguments import check_sizes
 from keras_smat.data.arguments import check_way
@@ -203,6 +203,7 @@ class VariableEpisodes(EpisodeSampler):
         self.shot = check_range("shot", shot, 1)
         self.n_query = check_integer("n_query", n_query, 1)
         least = self.way[1] * self.shot[0]
+        check_integer("max_support", max_support, 1)
         if max_support < least:
             raise ValueError(
                 f"Expected `max_support` of at least {least}, the largest way "

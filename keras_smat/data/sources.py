@@ -5,7 +5,7 @@ import hashlib
 
 import numpy as np
 
-from keras_smat.data.arguments import check_integer
+from keras_smat.checks import check_integer
 
 
 class ImageSource:

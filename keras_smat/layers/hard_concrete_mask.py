@@ -4,8 +4,10 @@ import keras
 from keras import ops
 
 from keras_smat import functional as F
-from keras_smat.layers.checks import check_choice
-from keras_smat.layers.checks import check_positive
+from keras_smat.checks import check_choice
+from keras_smat.checks import check_integer
+from keras_smat.checks import check_number
+from keras_smat.checks import check_positive
 
 GRANULARITIES = ("element", "input", "output", "tensor", "on")
 
@@ -99,7 +101,10 @@ class HardConcreteMask(keras.layers.Layer):
         self._output_axes = self._one_per_shape(output_axes, "output_axes")
         for name in self._granularity:
             check_choice("granularity", name, GRANULARITIES)
-        self.num_experts = check_positive("num_experts", num_experts)
+        self.num_experts = check_integer("num_experts", num_experts, 1)
+        check_positive("beta", beta)
+        check_positive("eval_beta", eval_beta)
+        check_number("init_stddev", init_stddev)
         self.beta = beta
         self.eval_beta = eval_beta
         self.init_stddev = init_stddev

@@ -3,7 +3,8 @@ import numpy as np
 from keras import ops
 
 from keras_smat import functional as F
-from keras_smat.layers.checks import check_choice
+from keras_smat.checks import check_choice
+from keras_smat.checks import check_positive
 
 DISTANCES = ("cosine", "euclidean")
 
@@ -47,6 +48,7 @@ class PrototypeHead(keras.layers.Layer):
         # Keras would round the arguments to half precision before `call`.
         super().__init__(autocast=False, **kwargs)
         self.distance = check_choice("distance", distance, DISTANCES)
+        check_positive("scale", scale)
         self.scale = scale
         self.learn_scale = learn_scale
         self.build()

@@ -1,8 +1,8 @@
 import keras
 from keras import ops
 
-from keras_smat.layers.checks import check_choice
-from keras_smat.layers.checks import check_positive
+from keras_smat.checks import check_choice
+from keras_smat.checks import check_integer
 from keras_smat.layers.hard_concrete_mask import HardConcreteMask
 
 GRANULARITIES = ("element", "input", "output", "tensor")
@@ -68,8 +68,8 @@ class SparseInterpolatedDense(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.units = check_positive("units", units)
-        self.num_experts = check_positive("num_experts", num_experts)
+        self.units = check_integer("units", units, 1)
+        self.num_experts = check_integer("num_experts", num_experts, 1)
         self.activation = keras.activations.get(activation)
         self.use_bias = use_bias
         self.granularity = check_choice(

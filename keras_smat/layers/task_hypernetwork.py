@@ -2,8 +2,8 @@ import keras
 from keras import ops
 
 from keras_smat import functional as F
-from keras_smat.layers.checks import check_choice
-from keras_smat.layers.checks import check_positive
+from keras_smat.checks import check_choice
+from keras_smat.checks import check_integer
 
 READOUTS = ("mean", "extra_token", "class_0")
 
@@ -66,10 +66,10 @@ class TaskHypernetwork(keras.layers.Layer):
                 "`readout='extra_token'` needs `num_extra_tokens >= 1`. "
                 f"Received: num_extra_tokens={num_extra_tokens}"
             )
-        self.num_experts = check_positive("num_experts", num_experts)
+        self.num_experts = check_integer("num_experts", num_experts, 1)
         self.readout = readout
         self.num_extra_tokens = num_extra_tokens
-        self.num_heads = check_positive("num_heads", num_heads)
+        self.num_heads = check_integer("num_heads", num_heads, 1)
         self.mlp_ratio = mlp_ratio
         self.spectral_norm = spectral_norm
 

@@ -1,3 +1,5 @@
+import types
+
 import keras
 from keras import ops
 
@@ -28,7 +30,8 @@ class ExpertLearner(MetaLearner):
         super().__init__(backbone, **kwargs)
         others = ("self", "backbone", "kwargs", "__class__")
         arguments = {k: v for k, v in arguments.items() if k not in others}
-        self._arguments = arguments
+        # Read only, and so nothing that Keras wraps to track it.
+        self._arguments = types.MappingProxyType(arguments)
         self.experts = ExpertBank(
             self.backbone,
             seed=arguments["seed"],
@@ -149,7 +152,7 @@ class ExpertLearner(MetaLearner):
             path: str or path that ends in `.npz`; written atomically.
         """
         expert_file.save(
-            path, self.backbone, self._expert_variables(), self._arguments
+            path, self.backbone, self._expert_variables(), dict(self._arguments)
         )
 
     def load_experts(self, path):

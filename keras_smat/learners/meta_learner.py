@@ -7,8 +7,9 @@ from keras import ops
 
 from keras_smat import functional as F
 from keras_smat._backend import EpisodicTrainer
+from keras_smat.checks import check_integer
+from keras_smat.checks import check_positive
 from keras_smat.files import replacing
-from keras_smat.layers.checks import check_positive
 from keras_smat.layers.prototype_head import PrototypeHead
 from keras_smat.learners import training_data
 from keras_smat.learners.backbone_copy import Owned
@@ -71,10 +72,11 @@ class MetaLearner(WeightSpace, TaskModels, EpisodicTrainer):
         self._backbone_config = json.dumps(
             keras.saving.serialize_keras_object(self.backbone)
         )
-        self.max_way = check_positive("max_way", max_way)
-        self.max_images_per_chunk = check_positive(
-            "max_images_per_chunk", max_images_per_chunk
+        self.max_way = check_integer("max_way", max_way, 1)
+        self.max_images_per_chunk = check_integer(
+            "max_images_per_chunk", max_images_per_chunk, 1
         )
+        check_positive("logit_scale", logit_scale)
         self.head = PrototypeHead(
             distance, logit_scale, learn_scale, dtype=self.dtype_policy
         )
@@ -366,9 +368,9 @@ class MetaLearner(WeightSpace, TaskModels, EpisodicTrainer):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        config = copy.deepcopy(config)
+        config = dict(config)
         backbone = keras.saving.deserialize_keras_object(
-            config.pop("backbone"), custom_objects=custom_objects
+            copy.deepcopy(config.pop("backbone")), custom_objects=custom_objects
         )
         return cls(Owned(backbone), **config)
 

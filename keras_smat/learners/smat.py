@@ -3,8 +3,10 @@ from keras import ops
 
 from keras_smat import functional as F
 from keras_smat._backend import vjp
-from keras_smat.data.arguments import check_integer
-from keras_smat.layers.checks import check_choice
+from keras_smat.checks import check_choice
+from keras_smat.checks import check_integer
+from keras_smat.checks import check_number
+from keras_smat.checks import check_positive
 from keras_smat.learners.expert_learner import ExpertLearner
 from keras_smat.sparsity import SparsityController
 
@@ -139,8 +141,15 @@ class SMAT(ExpertLearner):
         super().__init__(backbone, arguments, bank, **kwargs)
         check_choice("mask_noise", mask_noise, MASK_NOISES)
         check_choice("eval_scores", eval_scores, EVAL_SCORES)
-        _check_share("kd_weight", kd_weight)
-        _check_share("kd_pretrained", kd_pretrained)
+        check_number("kd_weight", kd_weight, 0.0, 1.0)
+        check_number("kd_pretrained", kd_pretrained, 0.0, 1.0)
+        check_positive("kd_temperature", kd_temperature)
+        check_positive("temperature_start", temperature_start)
+        check_positive("temperature_end", temperature_end)
+        check_number("logit_l2", logit_l2)
+        check_number("delta_l2", delta_l2)
+        check_number("inner_lr", inner_lr)
+        check_number("teacher_lr", teacher_lr)
         check_integer("inner_steps", inner_steps, 0)
         check_integer("teacher_steps", teacher_steps, 0)
         check_integer("temperature_steps", temperature_steps, 1)
@@ -199,7 +208,7 @@ class SMAT(ExpertLearner):
 
         Args:
             optimizer: see `keras.Model.compile`; `recipes.get` builds one
-                optimizer per parameter group.
+                optimizer per parameter group. Defaults to `"sgd"`.
             multiplier_learning_rate: float, of the dual ascent. Defaults to
                 `2e-3`.
             temperature_steps: int, tasks until `temperature_end`. Defaults to
@@ -210,7 +219,9 @@ class SMAT(ExpertLearner):
         """
         super().compile(optimizer=optimizer, **kwargs)
         if self.controller is not None:
-            self.controller.learning_rate = float(multiplier_learning_rate)
+            self.controller.learning_rate = check_number(
+                "multiplier_learning_rate", multiplier_learning_rate
+            )
             self.controller.ramp_steps = check_integer(
                 "sparsity_steps", sparsity_steps, 0
             )
@@ -448,10 +459,3 @@ def _pool(x, y, sample_weight):
     }
     valid = ops.cast(labels >= 0, "float32")
     return pooled, ops.maximum(labels, 0), valid
-
-
-def _check_share(name, value):
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(
-            f"`{name}` must lie in [0, 1]. Received: {name}={value}"
-        )

@@ -365,7 +365,9 @@ def test_a_subclass_writes_adapt_alone():
 @pytest.mark.parametrize("name", ["max_way", "max_images_per_chunk"])
 @pytest.mark.parametrize("value", [0, -1, 2.5, True, "many", None])
 def test_counts_must_be_positive_integers(name, value):
-    message = f"`{name}` must be a positive integer. Received: {name}={value!r}"
+    message = (
+        f"`{name}` as an integer of at least 1. Received: {name}={value!r}"
+    )
     with pytest.raises(ValueError, match=message):
         ProtoNet(dense_backbone(), **{name: value})
 

@@ -9,7 +9,7 @@ import google_crc32c
 import keras
 import numpy as np
 
-from keras_smat.data.arguments import check_integer
+from keras_smat.checks import check_integer
 from keras_smat.data.formats.array_source import ArraySource
 from keras_smat.data.hierarchy import ClassHierarchy
 from keras_smat.files import write_text

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import pathlib
 
 import keras
 import numpy as np
@@ -59,7 +60,8 @@ def feature_backbone(
         dtype: str or `keras.DTypePolicy` of the transformer layers. Defaults
             to `None`, the model's own or, for weights from files, Keras's
             global one. Normalisation stays in float32.
-        name: str. Name of the model. Defaults to `"feature_backbone"`.
+        name: str. Name of the model, which reports show. Defaults to `None`,
+            that of the preset, directory, file or model.
         mean: float or one float per channel, subtracted from images in
             [0, 1]. Defaults to `None`: what the preset says, ImageNet's for
             other transformers, and no normalisation for any other Keras
@@ -116,7 +118,7 @@ def feature_backbone(
     source, statistics = _resolve(model)
     if mean is not None:
         statistics = (mean, std)
-    name = name or "feature_backbone"
+    name = name or _name(model)
     if vision_transformers.is_transformer(source):
         images, tokens, prefix = vision_transformers.rebuild(
             source, statistics, image_size, num_blocks, dtype
@@ -131,6 +133,12 @@ def feature_backbone(
             f"model={source!r}"
         )
     return _image_model(source, statistics, image_size, pooling, name)
+
+
+def _name(model):
+    if isinstance(model, keras.Model):
+        return model.name
+    return pathlib.PurePath(model).name.removesuffix(".npz")
 
 
 def _resolve(model):

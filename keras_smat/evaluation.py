@@ -11,8 +11,10 @@ from keras import ops
 
 from keras_smat import data
 from keras_smat._version import __version__
+from keras_smat.checks import check_integer
 from keras_smat.learners import MetaLearner
 from keras_smat.learners import training_data
+from keras_smat.learners.task_models import check_adapter
 from keras_smat.report import FewShotReport
 from keras_smat.report import FewShotResult
 
@@ -143,12 +145,7 @@ def check_arguments(learner, episodes, in_domain, num_episodes, adapter):
             "Expected `learner` as a `keras_smat.MetaLearner`. "
             f"Received: learner={learner!r}"
         )
-    whole = isinstance(num_episodes, int | np.integer)
-    if not whole or isinstance(num_episodes, bool) or num_episodes < 1:
-        raise ValueError(
-            "Expected `num_episodes` as a positive integer. "
-            f"Received: num_episodes={num_episodes!r}"
-        )
+    check_integer("num_episodes", num_episodes, 1)
     if not episodes:
         raise ValueError(
             "Expected at least one set of episodes. Received: episodes={}"
@@ -182,14 +179,7 @@ def _check_adapter(learner, episodes, adapter):
             f"Received: adapter={adapter!r}"
         )
     for name in episodes:
-        each = adapter_of(adapter, name)
-        if each is not None and not callable(each):
-            raise ValueError(
-                "Expected `adapter` as a callable (learner, x, weights) -> "
-                f"weights. Received: adapter={each!r}"
-            )
-        if hasattr(each, "check"):
-            each.check(learner)
+        check_adapter(learner, adapter_of(adapter, name))
 
 
 def adapter_of(adapter, name):

@@ -184,7 +184,7 @@ def run(settings, seed, record):
     )
     test = episodes("test", settings.test_episodes)
     in_domain = [n for n, s in domains["test"].items() if s.role == "ID"]
-    pretrained = feature_backbone("vit_mini", image_size=size, name="vit_mini")
+    pretrained = feature_backbone("vit_mini", image_size=size)
     learners = make_learners(pretrained, settings, seed)
     describe(record, settings, learners, train, seed)
     frozen = evaluate_few_shot(

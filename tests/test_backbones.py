@@ -363,6 +363,8 @@ def test_any_keras_image_model(pool):
     wanted = np_of(source((images / 255.0).astype("float32")))
     wanted = wanted if pool else wanted.mean(axis=(1, 2))
     np.testing.assert_allclose(np_of(asked(images)), wanted, atol=1e-4)
+    assert asked.name == source.name
+    assert feature_backbone(source, name="mine").name == "mine"
     again = feature_backbone(asked)  # Its own result is a Keras model too.
     np.testing.assert_allclose(np_of(again(images)), wanted, atol=1e-4)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from keras_smat import data
+from keras_smat.adapters import ExpertSearch
 from keras_smat.evaluation import FewShotReport
 from keras_smat.evaluation import FewShotResult
 from keras_smat.evaluation import evaluate_few_shot
@@ -360,9 +361,10 @@ def unopened():
         (lambda: [1, 2], {}, "'second': "),
         (make_set, {"in_domain": ["third"]}, r"'second'.*\['third'\]"),
         (make_set, {"in_domain": "second"}, "`in_domain` as a list"),
-        (make_set, {"num_episodes": 0}, "positive integer.*num_episodes=0"),
+        (make_set, {"num_episodes": 0}, "at least 1.*num_episodes=0"),
         (make_set, {"num_episodes": 2.0}, "num_episodes=2.0"),
         (make_set, {"adapter": "search"}, "adapter='search'"),
+        (make_set, {"adapter": ExpertSearch}, "adapter=<class"),
         (make_set, {"verbose": "yes"}, "verbose='yes'"),
     ],
 )

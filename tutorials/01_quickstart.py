@@ -140,7 +140,7 @@ x, y, sample_weight = test["shapes"][0]
 
 # %%
 backbone = keras_smat.feature_backbone(
-    "vit_mini", image_size=settings.image_size, name="vit_mini"
+    "vit_mini", image_size=settings.image_size
 )
 frozen = keras_smat.ProtoNet(backbone, max_way=settings.way)
 predictions = frozen.predict(x).argmax(axis=-1)

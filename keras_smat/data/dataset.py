@@ -7,7 +7,9 @@ from keras_smat.data.arguments import some
 from keras_smat.data.augmentation import augmented_shape
 from keras_smat.data.augmentation import describe_augmentation
 from keras_smat.data.base import Episodes
+from keras_smat.data.samplers import EpisodeSampler
 from keras_smat.data.sources import ClassIndex
+from keras_smat.data.sources import ImageSource
 
 
 class EpisodeDataset(Episodes):
@@ -81,6 +83,18 @@ class EpisodeDataset(Episodes):
             use_multiprocessing=use_multiprocessing,
             max_queue_size=max_queue_size,
         )
+        if not isinstance(source, ImageSource):
+            raise ValueError(
+                "Expected `source` as an `ImageSource`, such as "
+                "`ArraySource(images, labels)`. "
+                f"Received: source of type {type(source).__name__}."
+            )
+        if not isinstance(sampler, EpisodeSampler):
+            raise ValueError(
+                "Expected `sampler` as an `EpisodeSampler`, such as "
+                "`FixedEpisodes(n_way=5, n_shot=5, n_query=15)`. "
+                f"Received: sampler={sampler!r}."
+            )
         if query_source is not None:
             query_source = align(query_source, source)
         self.source = source

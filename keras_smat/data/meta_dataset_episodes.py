@@ -10,6 +10,7 @@ from keras_smat.data.arguments import check_range
 from keras_smat.data.arguments import check_sizes
 from keras_smat.data.arguments import check_way
 from keras_smat.data.samplers import EpisodeSampler
+from keras_smat.data.samplers import reachable_way
 
 
 class MetaDatasetEpisodes(EpisodeSampler):
@@ -124,6 +125,11 @@ class MetaDatasetEpisodes(EpisodeSampler):
     def bind(self, source):
         bound = copy.copy(self)
         bound._hierarchy = source.hierarchy if self.use_hierarchy else None
+        if bound._hierarchy is None:
+            bound.way = reachable_way(self.way, source)
+            most = min(self.max_class_support, source.class_sizes.max())
+            most = self.shot[1] if self.shot else int(most)
+            bound.max_support = min(self.max_support, bound.way[1] * most)
         return bound
 
     def plan(self, rng, class_sizes, query_sizes=None):

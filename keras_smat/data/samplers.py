@@ -1,5 +1,6 @@
 """Samplers decide how many classes and images an episode has, and which."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -46,8 +47,9 @@ class EpisodeSampler:
     def bind(self, source):
         """Returns the sampler to use for a source.
 
-        A sampler that needs to know more than class sizes returns a copy of
-        itself that holds it. `EpisodeDataset` calls this.
+        A sampler that needs to know more than class sizes, or whose bounds
+        the source cannot reach, returns a copy of itself that holds this.
+        `EpisodeDataset` calls it; it must not change what is drawn.
 
         Args:
             source: `ImageSource`.
@@ -220,6 +222,13 @@ class VariableEpisodes(EpisodeSampler):
     def max_query(self):
         return self.way[1] * self.n_query
 
+    def bind(self, source):
+        bound = copy.copy(self)
+        bound.way = reachable_way(self.way, source)
+        most = bound.way[1] * self.shot[1]
+        bound.max_support = min(self.max_support, most)
+        return bound
+
     def plan(self, rng, class_sizes, query_sizes=None):
         most = min(self.way[1], len(class_sizes))
         way = rng.integers(self.way[0], most, endpoint=True)
@@ -241,3 +250,9 @@ class VariableEpisodes(EpisodeSampler):
         else:
             check_sizes(class_sizes, class_names, 1, "a support")
             check_sizes(query_sizes, class_names, 1, "a query")
+
+
+def reachable_way(way, source):
+    """The range `way`, ending at the number of classes there are."""
+    low, high = way
+    return low, max(low, min(high, len(source.class_sizes)))

@@ -24,6 +24,11 @@ def clone_backbone(backbone):
             f"Received: {backbone!r}"
         )
     shape = getattr(backbone, "output_shape", None)
+    if shape is None:
+        raise ValueError(
+            "`backbone` must be a functional or Sequential model, whose output "
+            f"shape Keras knows. Received: {backbone!r}"
+        )
     if not isinstance(shape, tuple) or len(shape) != 2:
         raise ValueError(
             "`backbone` must give features of shape (N, D): wrap it with "

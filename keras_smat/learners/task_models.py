@@ -5,6 +5,7 @@ from keras_smat import functional as F
 from keras_smat.calibration import fit_temperature
 from keras_smat.data.episode import check_support
 from keras_smat.learners.backbone_copy import clone_backbone
+from keras_smat.learners.training_data import check_channels
 
 
 class TaskModels:
@@ -23,6 +24,7 @@ class TaskModels:
             `keras.Model`, images to features (N, D), independent of
             `keras_smat`.
         """
+        check_adapter(self, adapter)
         x = self._support(support_images, support_labels)
         return self._with_weights(self.task_weights(x, adapter))
 
@@ -64,6 +66,7 @@ class TaskModels:
         model.save("classifier.keras")
         ```
         """
+        check_adapter(self, adapter)
         x = self._support(support_images, support_labels)
         way = int(x["support_labels"].max()) + 1
         if class_names is not None and len(class_names) != way:
@@ -93,6 +96,7 @@ class TaskModels:
                 "`support_labels` must be below `max_way`. Received: label "
                 f"{labels.max()}, max_way={self.max_way}"
             )
+        check_channels(self, images.shape[-1], "support_images")
         return {"support_images": images, "support_labels": labels}
 
     def task_weights(self, x, adapter=None):
@@ -128,6 +132,20 @@ class TaskModels:
         backbone.trainable = True
         backbone.set_weights([ops.convert_to_numpy(w) for w in weights])
         return backbone
+
+
+def check_adapter(learner, adapter):
+    """Refuses what is no adapter, or none for the learner, before it runs."""
+    if adapter is None:
+        return
+    if isinstance(adapter, type) or not callable(adapter):
+        raise ValueError(
+            "Expected `adapter` as a callable (learner, x, weights) -> "
+            "weights, such as `keras_smat.FullFineTune()`. "
+            f"Received: adapter={adapter!r}"
+        )
+    if hasattr(adapter, "check"):
+        adapter.check(learner)
 
 
 def _check_temperature(temperature):

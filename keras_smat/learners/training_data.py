@@ -73,7 +73,7 @@ def check_episode(learner, x, y=None, name="x"):
     for key in ("support_images", "query_images"):
         label = f"{name}[{key!r}]"
         images = check_images(x[key], learner.image_size, label)
-        _check_channels(learner, images.shape[-1], label)
+        check_channels(learner, images.shape[-1], label)
     support = _check_labels(
         x["support_labels"],
         len(x["support_images"]),
@@ -106,7 +106,7 @@ def _check_labels(labels, count, bounds, name):
     return labels
 
 
-def _check_channels(learner, channels, name):
+def check_channels(learner, channels, name):
     expected = learner.backbone.input_shape[-1]
     if expected not in (None, channels):
         raise ValueError(
@@ -128,7 +128,7 @@ def _check_shapes(learner, data, name):
             f"Images of `{name}` must have the size that the backbone takes, "
             f"{learner.image_size}. Received: {size}"
         )
-    _check_channels(learner, data.image_shape[-1], name)
+    check_channels(learner, data.image_shape[-1], name)
 
 
 def _check_length(data, name):

@@ -191,6 +191,22 @@ def test_variable_episodes_are_padded_to_buckets():
     assert len(sizes) > 2
 
 
+def test_bounds_are_those_of_the_source():
+    episodes = make(data.VariableEpisodes())
+    assert episodes.max_way == 5
+    assert episodes.support_buckets == episodes.query_buckets == (13, 25, 50)
+    # What is drawn stays: the sampler alone has the larger bounds.
+    for sampler in (data.VariableEpisodes(), data.MetaDatasetEpisodes()):
+        episodes = make(sampler, num_episodes=20)
+        for i in range(20):
+            drawn = episodes.indices(i)
+            rng = episodes._rng(0, i)
+            free = sampler.sample(rng, episodes.source.class_sizes)
+            np.testing.assert_array_equal(drawn["classes"], free.classes)
+            shots = np.bincount(drawn["support_labels"])
+            assert shots.tolist() == [len(s) for s in free.support]
+
+
 def test_buckets_of_ones_own():
     episodes = make(support_buckets=[40, 8], query_buckets=[20])
     assert episodes.support_buckets == (8, 40)
@@ -263,6 +279,18 @@ def test_query_source_must_fit():
 def test_arguments_are_checked(arguments, message):
     with pytest.raises(ValueError, match=message):
         make(**arguments)
+
+
+@pytest.mark.parametrize("source", [np.zeros((4, 6, 6, 3)), (1, 2), None])
+def test_the_source_must_be_one(source):
+    with pytest.raises(ValueError, match=r"`source` as an.*ArraySource.*type"):
+        data.EpisodeDataset(source, SAMPLER)
+
+
+@pytest.mark.parametrize("sampler", [(3, 2, 3), data.FixedEpisodes])
+def test_the_sampler_must_be_one(sampler):
+    with pytest.raises(ValueError, match=r"`sampler` as an.*Received"):
+        make(sampler)
 
 
 def test_bounds_of_index_and_epoch():

@@ -54,6 +54,10 @@ def test_bounds():
     episodes = episodes_of(Sized([30] * 60))
     assert episodes.support_buckets == (125, 250, 500)
     assert episodes.query_buckets == (125, 250, 500)
+    few = episodes_of(Sized([16] * 6))
+    assert few.max_way == 6
+    assert few.support_buckets == (24, 48, 96)
+    assert few.query_buckets == (15, 30, 60)
     fixed = data.MetaDatasetEpisodes(way=10, shot=(2, 5))
     assert (fixed.max_support, fixed.min_support) == (50, 20)
     assert (fixed.max_query, fixed.min_query) == (100, 10)

@@ -179,11 +179,20 @@ def test_too_many_classes(learner):
         learner.build_classifier(images, np.arange(6))
 
 
+@pytest.mark.parametrize("adapter", ["full", keras_smat.FullFineTune])
+def test_bad_adapters(learner, adapter):
+    # No images: nothing ran before.
+    for build in (learner.build_classifier, learner.export_backbone):
+        with pytest.raises(ValueError, match="`adapter` as a callable"):
+            build(None, None, adapter=adapter)
+
+
 IMAGES = [
     (np.zeros((4, SIZE, SIZE, 3), "float32"), "uint8"),
     (np.full((4, SIZE, SIZE, 3), np.nan), "NaN"),
     (np.zeros((4, 9, 9, 3), "uint8"), r"\(8, 8\)|8"),
     (np.zeros((4, SIZE, SIZE), "uint8"), "N, H, W, C"),
+    (np.zeros((4, SIZE, SIZE, 1), "uint8"), "3 channels.*Received: 1"),
     (np.zeros((0, SIZE, SIZE, 3), "uint8"), "at least one|N > 0|empty|0"),
 ]
 

@@ -391,6 +391,15 @@ def test_the_backbone_must_be_a_built_model_with_flat_features():
     flat = keras.layers.Flatten()(outputs)
     with pytest.raises(ValueError, match=r"\(N, D\).*Received: output shape"):
         ProtoNet(keras.Model(inputs, [flat, flat]))
+
+    class Subclassed(keras.Model):
+        def call(self, x):
+            return keras.ops.mean(x, axis=(1, 2))
+
+    subclassed = Subclassed()
+    subclassed(np.zeros((1, SIZE, SIZE, 3)))
+    with pytest.raises(ValueError, match="functional or Sequential.*Received"):
+        ProtoNet(subclassed)
     unbuilt = keras.Sequential([keras.layers.Dense(3)])
     with pytest.raises(ValueError, match="must be a built `keras.Model`"):
         ProtoNet(unbuilt)

@@ -77,6 +77,11 @@ class ExpertBank(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        if not isinstance(backbone, keras.Model) or not backbone.built:
+            raise ValueError(
+                "Expected `backbone` as a built `keras.Model`. "
+                f"Received: {backbone!r}"
+            )
         self._reference = _Reference(backbone)
         self.num_experts = check_integer("num_experts", num_experts, 1)
         self.granularity = check_choice(
@@ -185,6 +190,12 @@ class ExpertBank(keras.layers.Layer):
         """`merge`, E[L0] (M,) and share of exact zeros (M,), in one pass."""
         dtype = self.mask.logits.dtype
         merging_weights = ops.cast(merging_weights, dtype)
+        if tuple(merging_weights.shape) != (self.num_experts,):
+            raise ValueError(
+                "Expected one merging weight per expert, shape "
+                f"({self.num_experts},). "
+                f"Received: shape {tuple(merging_weights.shape)}"
+            )
         if not self.sparse or self.mask.num_entries == 0:
             merged, (nonzero, zeros) = None, (0.0, 0.0)
         elif self.shared_delta:

@@ -146,7 +146,8 @@ def test_the_backend_seam_has_few_users(file):
 
 
 @pytest.mark.parametrize(
-    "file", files_of("functional", "calibration", "plots", "statistics")
+    "file",
+    files_of("functional", "calibration", "checks", "plots", "statistics"),
 )
 def test_pure_parts_import_nothing_of_ours(file):
     assert own_parts(file) == set()

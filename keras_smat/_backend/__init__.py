@@ -1,9 +1,10 @@
 """The backend seam: the only folder that imports JAX, TensorFlow or PyTorch.
 
-Each backend module offers the same five names:
+Each backend module offers the same six names:
 
 - `EpisodicTrainer`: `keras.Model` whose `train_step` takes its loss from
   `compute_episode_loss` and then calls `finish_step`.
+- `feed(episodes)`: what `fit`, `evaluate` and `predict` of Keras get.
 - `vjp(function, weights)`: outputs that stay differentiable, and a pullback
   that gives detached vector-Jacobian products of the same forward pass.
 - `map_chunks`: many images in bounded memory.
@@ -27,6 +28,7 @@ if keras.backend.backend() not in _BACKENDS:
 _module = importlib.import_module(f"{__name__}.{keras.backend.backend()}")
 
 EpisodicTrainer = _module.EpisodicTrainer
+feed = _module.feed
 jit = _module.jit
 map_chunks = _module.map_chunks
 merge_masks = _module.merge_masks

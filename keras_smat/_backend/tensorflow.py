@@ -10,6 +10,26 @@ def jit(function):
     return tf.function(function, autograph=False)
 
 
+def feed(episodes):
+    """Episodes as Keras shall read them: a `tf.data` set without autotuning.
+
+    Keras turns a `PyDataset` into one whose tuning thread sleeps for up to a
+    minute at a time, and whose every epoch ends by waiting for it to wake.
+    """
+    spec = keras.tree.map_structure(
+        lambda array: tf.TensorSpec((None, *array.shape[1:]), array.dtype),
+        episodes[0],
+    )
+    dataset = tf.data.Dataset.from_generator(
+        lambda: (episodes[i] for i in range(len(episodes))),
+        output_signature=spec,
+    )
+    known = tf.data.experimental.assert_cardinality(len(episodes))
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.apply(known).prefetch(1).with_options(options)
+
+
 def vjp(function, weights, has_aux=False):
     """Outputs, and detached vector-Jacobian products of the same forward.
 

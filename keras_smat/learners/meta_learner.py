@@ -287,7 +287,7 @@ class MetaLearner(WeightSpace, TaskModels, EpisodicTrainer):
             )
         if not kwargs.get("_use_cached_eval_dataset"):
             training_data.check(self, x, "x")
-        return super().evaluate(x, *args, **kwargs)
+        return super().evaluate(training_data.feed(x), *args, **kwargs)
 
     def predict(self, x, *args, **kwargs):
         """Logits of queries.
@@ -304,7 +304,7 @@ class MetaLearner(WeightSpace, TaskModels, EpisodicTrainer):
             training_data.check_episode(self, x)
             return ops.convert_to_numpy(self.predict_on_batch(x))
         training_data.check(self, x, "x")
-        return super().predict(x, *args, **kwargs)
+        return super().predict(training_data.feed(x), *args, **kwargs)
 
     def save(self, filepath, overwrite=True, **kwargs):
         """As in Keras; an interruption leaves the file that was there."""

@@ -6,6 +6,7 @@ import types
 import keras
 import numpy as np
 
+from keras_smat import _backend
 from keras_smat.data.base import Episodes
 from keras_smat.data.episode import check_images
 
@@ -33,7 +34,14 @@ def prepare(learner, arguments):
     arguments["callbacks"] = _with_epochs(
         learner, arguments["x"], arguments["callbacks"]
     )
+    for name in _LIMITS:
+        arguments[name] = feed(arguments[name])
     return arguments | {"shuffle": False}
+
+
+def feed(data):
+    """The data as Keras shall read it."""
+    return _backend.feed(data) if isinstance(data, Episodes) else data
 
 
 def check(learner, data, name):

@@ -5,6 +5,8 @@ import numpy as np
 import numpy_twin as twin
 import pytest
 from keras import ops
+from tools import BACKEND
+from tools import varied_episodes
 
 from keras_smat import _backend
 from keras_smat import functional as F
@@ -179,3 +181,22 @@ def test_merge_masks_values_over_many_blocks():
     close(actual[0], expected[0], 1e-5)
     close(actual[1], expected[1], 1e-5)
     assert array(actual[2]).tolist() == expected[2].tolist()
+
+
+def test_keras_is_fed_the_episodes():
+    episodes = varied_episodes(4, query_buckets=(9, 15))
+    fed = _backend.feed(episodes)
+    for epoch in range(2):
+        episodes.set_epoch(epoch)
+        count = 0
+        for episode in fed:
+            for actual, expected in zip(
+                keras.tree.flatten(episode),
+                keras.tree.flatten(episodes[count]),
+                strict=True,
+            ):
+                np.testing.assert_array_equal(actual, expected)
+            count += 1
+        assert count == len(episodes) == len(fed)
+    if BACKEND == "tensorflow":
+        assert fed.options().autotune.enabled is False

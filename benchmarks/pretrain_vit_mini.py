@@ -5,19 +5,22 @@
 A ViT of 3.6 M parameters at 64 px learns from Tiny ImageNet's 130 meta-training
 classes (`pretrain_tiny_imagenet.npz` in DIR), as photographs and as line
 drawings made of them, and from drawn characters, random strokes that belong to
-no alphabet. `--recipe supervised` tells the classes apart. `--recipe distill`
-adds two things to look like. Two thirds of the features shall point where those
-of a teacher do, the first 11 blocks of a pretrained ViT-S/14 (FILE), which sees
-every picture once. One third shall point where the picture's histogram of
-oriented gradients does. Both targets are whitened within classes first. Most
-epochs drop half of the tokens, which halves their cost; the last ones see all.
+no alphabet. `--recipe supervised` tells the classes apart. `--recipe contrast`
+knows no classes: it tells two views of a picture from all others in its batch.
+`--recipe distill` tells the classes apart and adds two things to look like. Two
+thirds of the features shall point where those of a teacher do, the first 11
+blocks of a pretrained ViT-S/14 (FILE), which sees every picture once. One third
+shall point where the picture's histogram of oriented gradients does. Both
+targets are whitened within classes first. Most epochs drop half of the tokens,
+which halves their cost; the last ones see all.
 
 After every epoch it measures nearest-prototype accuracy on validation classes.
 An interrupted run continues where it was. `--export` writes the weights as
 float16 in the form that the package ships.
 
 Reference: oriented gradients, Dalal and Triggs, CVPR 2005; as a target for
-transformers, Wei et al., "Masked Feature Prediction", CVPR 2022.
+transformers, Wei et al., "Masked Feature Prediction", CVPR 2022; two views,
+Chen et al., SimCLR, ICML 2020.
 """
 
 import argparse
@@ -79,17 +82,25 @@ class TokenDropout(keras.layers.Layer):
         )
 
 
-def classifier(backbone, keep, distill):
-    """Images to class logits and, if they have a target, features."""
+def network(backbone, keep, recipe):
+    """Images to class logits, features or a projection of them to compare."""
     embed, encode = backbone.layers[1:]
     images = keras.Input((SIZE, SIZE, 3), name="images")
     tokens = encode(TokenDropout(keep)(embed(images)))
     features = keras.layers.Identity(name="features", dtype="float32")
     features = features(tokens[:, 0])
-    logits = keras.layers.Dense(CLASSES, name="logits", dtype="float32")
-    outputs = {"logits": logits(features)}
-    if distill:
-        outputs["features"] = features
+    heads = {
+        "logits": [keras.layers.Dense(CLASSES, dtype="float32", name="logits")],
+        "features": [],
+        "views": [
+            keras.layers.Dense(WIDTH, "relu", dtype="float32"),
+            keras.layers.Dense(TEACHER_WIDTH, dtype="float32", name="views"),
+        ],
+    }
+    outputs = dict.fromkeys(RECIPES[recipe], features)
+    for name in outputs:
+        for layer in heads[name]:
+            outputs[name] = layer(outputs[name])
     return keras.Model(images, outputs)
 
 
@@ -100,21 +111,46 @@ def feature_loss(target, features):
     )
 
 
+def contrastive_loss(pictures, features):
+    """Cross-entropy of finding the other view of a picture in the batch."""
+    features = ops.normalize(features, axis=-1)
+    own = ops.eye(len(features), dtype="bool")
+    logits = ops.where(own, -1e9, features @ ops.transpose(features) / 0.2)
+    other = (pictures == ops.transpose(pictures)) & ~own
+    return -ops.sum(ops.where(other, ops.log_softmax(logits), 0.0), axis=-1)
+
+
+LOSSES = {
+    "logits": keras.losses.CategoricalCrossentropy(from_logits=True),
+    "features": feature_loss,
+    "views": contrastive_loss,
+}
+# Outputs, and what their losses weigh.
+RECIPES = {
+    "supervised": {"logits": 1.0},
+    "contrast": {"views": 1.0},
+    "distill": {"logits": 0.1, "features": 1.0},
+}
+
+
 class Batches(keras.utils.PyDataset):
     """Augmented batches; batch i of an epoch is a function of the seed.
 
     Args:
+        recipe: `"supervised"`, `"contrast"` (half as many pictures in a
+            batch, each of them twice) or `"distill"`.
         pictures: Three uint8 arrays (N, 64, 64[, 3]), as in `SHARES`. The
             second shows the images of the first.
         labels: int array, the classes of the first and second.
         target: Function from kinds, indices and augmented grey images to the
-            features to learn, or `None`.
+            features to learn, for the recipe `"distill"`.
         batch: int.
         seed: int.
     """
 
-    def __init__(self, pictures, labels, target, batch, seed):
+    def __init__(self, recipe, pictures, labels, target, batch, seed):
         super().__init__()
+        self.recipe = recipe
         self.pictures, self.labels, self.target = pictures, labels, target
         self.batch, self.seed = batch, seed
         self.epoch = 0
@@ -137,15 +173,20 @@ class Batches(keras.utils.PyDataset):
         index = np.where(
             written, rng.integers(len(self.pictures[2]), size=self.batch), index
         )
+        if self.recipe == "contrast":
+            half = np.arange(self.batch) % (self.batch // 2)
+            kinds, index = kinds[half], index[half]
         images = np.empty((self.batch, SIZE, SIZE, 3), "uint8")
         images[kinds == 0] = self.pictures[0][index[kinds == 0]]
         for kind in (1, 2):
             chosen = self.pictures[kind][index[kinds == kind]]
             images[kinds == kind] = chosen[..., None]
         images = augment(images, kinds > 0, rng)
+        if self.recipe == "contrast":
+            return images, {"views": half[:, None].astype("int32")}
         targets = {"logits": labels}
         weights = {"logits": (~written).astype("float32")}
-        if self.target is not None:
+        if self.recipe == "distill":
             grey = images.mean(-1) * STD + MEAN
             targets["features"] = self.target(kinds, index, grey)
             weights["features"] = np.ones(self.batch, "float32")
@@ -422,6 +463,7 @@ def make_batches(arguments):
             teacher, list(pictures.values()), source.labels
         )
     return Batches(
+        arguments.recipe,
         list(pictures.values()),
         source.labels,
         target,
@@ -434,7 +476,7 @@ def train(arguments):
     dataset = make_batches(arguments)
     keras.utils.set_random_seed(arguments.seed)
     backbone = build(pretrained=False)
-    model = classifier(backbone, arguments.keep, dataset.target is not None)
+    model = network(backbone, arguments.keep, arguments.recipe)
     if arguments.start is not None and arguments.start.suffix == ".npz":
         with np.load(arguments.start) as arrays:
             backbone.set_weights([arrays[n] for n in sorted(arrays.files)])
@@ -453,16 +495,12 @@ def train(arguments):
         schedule, weight_decay=0.05, global_clipnorm=1.0
     )
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    losses = {"logits": keras.losses.CategoricalCrossentropy(from_logits=True)}
-    shares = {"logits": 1.0}
-    if dataset.target is not None:
-        losses["features"] = feature_loss
-        shares = {"logits": 0.1, "features": 1.0}
+    shares = RECIPES[arguments.recipe]
     model.compile(
         optimizer,
-        losses,
+        {name: LOSSES[name] for name in shares},
         loss_weights=shares,
-        weighted_metrics={"logits": ["accuracy"]},
+        weighted_metrics={"logits": ["accuracy"]} if "logits" in shares else {},
     )
     dropout = next(x for x in model.layers if isinstance(x, TokenDropout))
 
@@ -503,7 +541,7 @@ def parse_arguments():
     add("--data", type=pathlib.Path, required=True, help="folder of packs")
     add("--weights", type=pathlib.Path, help="the teacher's, .npz")
     add("--out", type=pathlib.Path, required=True, help="folder of the run")
-    add("--recipe", choices=("supervised", "distill"), default="distill")
+    add("--recipe", choices=RECIPES, default="distill")
     add("--start", type=pathlib.Path, help="of another run: .npz or .h5")
     add("--epochs", type=int, default=12)
     add("--full-epochs", type=int, default=1, help="last ones, all tokens")

@@ -40,13 +40,13 @@ def test_whole_run(tmp_path, capsys):
     training = json.loads((out / "training.json").read_text())
     assert training["curves"]["SMAT"]["steps"] == [1, 2]
     assert training["sparsity"]["steps"] == [0, 1, 2]
-    assert np.shape(training["sparsity"]["shares"]) == (3, 4)
+    assert np.shape(training["sparsity"]["shares"]) == (3, 8)
     sums = [sum(w) for w in training["merging_weights"].values()]
     np.testing.assert_allclose(sums, np.ones(10), rtol=1e-5)
 
 
 def test_steps_are_a_multiple_of_epochs():
-    with pytest.raises(ValueError, match="steps=7, epochs=5"):
+    with pytest.raises(ValueError, match="steps=7, epochs=4"):
         quickstart.Settings(steps=7)
 
 

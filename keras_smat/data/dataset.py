@@ -98,7 +98,8 @@ class EpisodeDataset(Episodes):
         if query_source is not None:
             query_source = align(query_source, source)
         self.source = source
-        self.sampler = sampler = sampler.bind(source)
+        sampler = sampler.bind(source).within(source.class_sizes)
+        self.sampler = sampler
         self.augment = augment
         self.query_source = query_source
         sampler.check(source.class_sizes, source.class_names, self._query_sizes)

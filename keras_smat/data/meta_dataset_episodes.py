@@ -10,7 +10,7 @@ from keras_smat.data.arguments import check_range
 from keras_smat.data.arguments import check_sizes
 from keras_smat.data.arguments import check_way
 from keras_smat.data.samplers import EpisodeSampler
-from keras_smat.data.samplers import reachable_way
+from keras_smat.data.samplers import reachable
 
 
 class MetaDatasetEpisodes(EpisodeSampler):
@@ -125,11 +125,16 @@ class MetaDatasetEpisodes(EpisodeSampler):
     def bind(self, source):
         bound = copy.copy(self)
         bound._hierarchy = source.hierarchy if self.use_hierarchy else None
-        if bound._hierarchy is None:
-            bound.way = reachable_way(self.way, source)
-            most = min(self.max_class_support, source.class_sizes.max())
-            most = self.shot[1] if self.shot else int(most)
-            bound.max_support = min(self.max_support, bound.way[1] * most)
+        return bound
+
+    def within(self, class_sizes):
+        if self._hierarchy is not None:
+            return self  # Its groups decide.
+        bound = copy.copy(self)
+        bound.way = reachable(self.way, class_sizes)
+        most = min(self.max_class_support, int(np.max(class_sizes, initial=0)))
+        most = self.shot[1] if self.shot else most
+        bound.max_support = min(self.max_support, bound.way[1] * most)
         return bound
 
     def plan(self, rng, class_sizes, query_sizes=None):

@@ -47,12 +47,22 @@ class EpisodeSampler:
     def bind(self, source):
         """Returns the sampler to use for a source.
 
-        A sampler that needs to know more than class sizes, or whose bounds
-        the source cannot reach, returns a copy of itself that holds this.
-        `EpisodeDataset` calls it; it must not change what is drawn.
+        A sampler that needs to know more than class sizes returns a copy of
+        itself that holds it. `EpisodeDataset` calls this.
 
         Args:
             source: `ImageSource`.
+        """
+        return self
+
+    def within(self, class_sizes):
+        """Returns the sampler with bounds that these classes can reach.
+
+        It draws the same episodes; its smaller bounds spare padding.
+        `EpisodeDataset` calls this.
+
+        Args:
+            class_sizes: Integer array of shape `(classes,)`.
         """
         return self
 
@@ -222,9 +232,9 @@ class VariableEpisodes(EpisodeSampler):
     def max_query(self):
         return self.way[1] * self.n_query
 
-    def bind(self, source):
+    def within(self, class_sizes):
         bound = copy.copy(self)
-        bound.way = reachable_way(self.way, source)
+        bound.way = reachable(self.way, class_sizes)
         most = bound.way[1] * self.shot[1]
         bound.max_support = min(self.max_support, most)
         return bound
@@ -252,7 +262,7 @@ class VariableEpisodes(EpisodeSampler):
             check_sizes(query_sizes, class_names, 1, "a query")
 
 
-def reachable_way(way, source):
+def reachable(way, class_sizes):
     """The range `way`, ending at the number of classes there are."""
     low, high = way
-    return low, max(low, min(high, len(source.class_sizes)))
+    return low, max(low, min(high, len(class_sizes)))
